@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh clone: `make quickstart` and `make test`. Both create .venv by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+DEMO := quickstart
+
+.PHONY: help quickstart test style check bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	@echo "== Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d: make PYTHON=/path/to/python3.11 ..." % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "== Installing solarchip_hf for use (about two minutes, 2 GB, versions of constraints.txt)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[sunpy,train]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@echo "== Installing what the tests need besides"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(VENV)/.style: $(VENV)/.created pyproject.toml constraints.txt
+	@echo "== Installing the linters"
+	@$(PIP) install --quiet --constraint constraints.txt ruff mypy
+	@touch $@
+
+quickstart: $(VENV)/.run  ## Draw a small synthetic Sun, pretrain on it, load it back, print retrieval (10 minutes, 2 cores)
+	@echo "== 1/3 Drawing a synthetic archive as FITS files: $(DEMO)/archive"
+	@$(BIN)/python examples/draw_synthetic_archive.py --config examples/configs/quickstart_archive.yaml --output $(DEMO)/archive
+	@echo "== 2/3 Pretraining: examples/configs/quickstart.yaml"
+	@$(BIN)/accelerate launch --config_file examples/accelerate/cpu.yaml examples/pretrain.py examples/configs/quickstart.yaml
+	@echo "== 3/3 Loading the saved model with AutoModel"
+	@$(BIN)/python examples/extract_features.py $(DEMO)/solarchip/vit-tiny $$(find $(DEMO)/archive -name 'AIA*_0171.fits' | sort | tail -n 1) $$(find $(DEMO)/archive -name 'hmi*.fits' | sort | tail -n 1)
+	@echo "== Done. The model, the retrieval table and the figures are in $(DEMO)/solarchip/vit-tiny"
+
+test: $(VENV)/.test  ## Run all tests (at most 15 minutes, 2 cores)
+	$(BIN)/python -m pytest
+
+style: $(VENV)/.style  ## Lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: style test  ## Everything that has to pass before a change lands
+
+bench: $(VENV)/.test  ## Speed and memory against named references, in one run each
+	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/losses.py
+
+clean:  ## Remove the environment and what quickstart wrote
+	rm -rf $(VENV) $(DEMO)
