@@ -1,0 +1,122 @@
+"""Features of FITS or JPEG2000 files from a pretrained SolarCHIP model.
+
+    python examples/extract_features.py solarchip/vit-base AIA20240101_0000_0171.fits hmi.M_720s.20240101_000000_TAI.fits
+    python examples/extract_features.py solarchip/vit-base archive/ --output features.safetensors --tokens
+
+Prints one line a file and, with --output, writes a safetensors file: `pooler_output` (N, hidden), the class tokens, and
+with --tokens `last_hidden_state` (N, 1+L, hidden); file names, channels and times are in its metadata. A file that
+cannot be used is reported with its reason and does not stop the others.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModel
+
+from solarchip_hf import SolarImageError
+
+SUFFIXES = (".fits", ".fits.gz", ".fts", ".fit", ".fits.fz", ".jp2")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a saved model, or its name on the Hub")
+    parser.add_argument("inputs", nargs="+", type=Path, help="FITS or JPEG2000 files, or folders that hold them")
+    parser.add_argument("--output", type=Path, help="safetensors file to write")
+    parser.add_argument("--tokens", action="store_true", help="write all tokens too, not only the class token")
+    parser.add_argument("--batch_size", type=int, default=4, help="images a step (default: 4)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    return parser.parse_args(arguments)
+
+
+def find_files(inputs: list[Path]) -> list[Path]:
+    """The files among the inputs and below their folders, in a stable order.
+
+    Raises:
+        FileNotFoundError: An input does not exist, or no input holds a file of a known kind.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder.")
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [file for file in found if file.is_file() and (not path.is_dir() or file.name.endswith(SUFFIXES))]
+    if not files:
+        raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no file ending in {', '.join(SUFFIXES)}.")
+    return files
+
+
+def extract(options: argparse.Namespace) -> int:
+    """Runs the model over the files; returns the exit status (0 all used, 1 some refused, 2 none usable)."""
+    files = find_files(options.inputs)
+    processor = AutoImageProcessor.from_pretrained(options.model)
+    model = AutoModel.from_pretrained(options.model).to(options.device).eval()
+
+    records: list[dict] = []
+    refused: list[str] = []
+    class_tokens: list[torch.Tensor] = []
+    tokens: list[torch.Tensor] = []
+    pending: list[tuple[dict, dict]] = []
+
+    @torch.no_grad()
+    def flush() -> None:
+        batch = {key: torch.cat([inputs[key] for inputs, _ in pending]).to(options.device) for key in pending[0][0]}
+        outputs = model(**batch)
+        class_tokens.append(outputs.pooler_output.float().cpu())
+        if options.tokens:
+            tokens.append(outputs.last_hidden_state.float().cpu())
+        records.extend(record for _, record in pending)
+        pending.clear()
+
+    for file in tqdm(files, desc="features", unit="file", disable=not sys.stderr.isatty()):
+        try:
+            inputs, headers = processor([file], return_tensors="pt", return_headers=True)
+        except SolarImageError as error:
+            refused.append(str(error))
+            continue
+        header = headers[0]
+        pending.append((dict(inputs), {"file": str(file), "modality": header.modality, "time": str(header.time)}))
+        if len(pending) == options.batch_size:
+            flush()
+    if pending:
+        flush()
+
+    for reason in refused:
+        print(f"refused  {reason}", file=sys.stderr)
+    if not records:
+        print("No file could be used.", file=sys.stderr)
+        return 2
+    features = {"pooler_output": torch.cat(class_tokens)}
+    if options.tokens:
+        features["last_hidden_state"] = torch.cat(tokens)
+    for record in records:
+        print(f"{record['modality']:<8} {record['time']:<34} {record['file']}")
+    for name, values in features.items():
+        print(f"{name}: {tuple(values.shape)}, finite: {bool(values.isfinite().all())}")
+    if options.output:
+        partial = options.output.with_name(options.output.name + ".partial")
+        save_file(features, partial, metadata={"model": str(options.model), "files": json.dumps(records)})
+        os.replace(partial, options.output)
+        print(f"written: {options.output}")
+    return 1 if refused else 0
+
+
+def main() -> None:
+    """Runs the command; bad input ends in one sentence and status 2."""
+    options = parse_arguments()
+    try:
+        sys.exit(extract(options))
+    except (OSError, ValueError) as error:
+        print(f"extract_features.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
