@@ -31,17 +31,18 @@ class SolarImage:
     """A solar image in its native pixels together with the header facts that later steps rely on.
 
     Attributes:
-        data: (H, W) float32 in `unit`, NaN where missing; row 0 is the first FITS row, nothing rotated or flipped.
+        data: (H, W) float32 in `unit`, NaN where missing; row 0 is the first FITS row, nothing rotated or flipped. If
+            only the header was read: a read-only view of NaN that takes no memory.
         modality: Name from `MODALITIES`, or None where the image is none of them.
         source: The path, or a description, for messages.
         instrument: As the header names it, upper case: `"AIA"`, `"HMI"`, `"MDI"`, ...
         time: Mid-observation time, UTC, time-zone aware.
-        time_nominal: The slot of the series: T_REC for HMI (its calendar date is the TAI one, marked UTC), the
-            observation time rounded to the cadence for AIA.
+        time_nominal: The slot of the series: T_REC for HMI (its calendar date is the TAI one, marked UTC), DATE-OBS
+            rounded to the cadence for AIA; the observation time where there is no known series.
         exposure: Exposure time in seconds; None where it has no meaning (HMI).
         quality: The QUALITY word; None where absent.
         near_real_time: Whether the file is a near-real-time product.
-        unit: `"G"`, `"DN"` or `"DN/s"`.
+        unit: `"G"`, `"DN"` or `"DN/s"`; of an image that is none of the channels, as its header writes it, else empty.
         crpix: FITS reference pixel (x, y), the centre of the first pixel being 1.
         crval: Helioprojective coordinates (Tx, Ty) of the reference pixel in arcsec.
         cdelt: Plate scale (x, y) in arcsec per pixel.
@@ -52,7 +53,8 @@ class SolarImage:
         l0: Carrington longitude of the observer in degrees; None where unknown.
         full_disk: Whether the whole solar disk lies within the frame.
         approximate: True for an 8-bit quick-look whose intensities are only approximately physical.
-        usable: False where the quality word or other facts advise against use.
+        usable: False where the image should not enter a full-disk data set: the quality word advises against it, it is
+            none of the channels, shows a part of the disk, is blank or dark, or has no time.
         reason: Why not usable; empty otherwise.
         notes: Warnings of the reader, each a sentence.
         header: The header's cards as plain Python values.

@@ -3,6 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from .header_cards import instrument_of, is_helioprojective, number, text
 
 
 @dataclass(frozen=True)
@@ -87,4 +90,40 @@ def resolve_modality(alias: str | int) -> str:
     )
 
 
-__all__ = ["MODALITIES", "MODALITY_NAMES", "Modality", "resolve_modality"]
+def wavelength_of(header: Mapping[str, Any]) -> float | None:
+    """WAVELNTH in angstrom, whatever WAVEUNIT says; None where absent. A missing or unknown WAVEUNIT is angstrom."""
+    wavelength = number(header, "WAVELNTH")
+    if wavelength is None:
+        return None
+    unit = text(header, "WAVEUNIT").lower()
+    return wavelength * {"nm": 10.0, "nanometer": 10.0, "um": 1e4, "micron": 1e4, "m": 1e10}.get(unit, 1.0)
+
+
+def detect_modality(header: Mapping[str, Any]) -> str | None:
+    """Finds the channel that a header describes.
+
+    AIA channels are told by WAVELNTH. HMI's magnetogram is told by CONTENT (or, without it, by the segment in
+    DRMS_ID), never by BUNIT: HMI writes continuum, Dopplergrams and SHARP patches with the same INSTRUME. Patches and
+    map projections (HARPNUM, CTYPE other than helioprojective) are no channel of the table, whatever their content.
+
+    Args:
+        header: A dict, an astropy `Header` or the `meta` of a sunpy Map.
+
+    Returns:
+        One of `MODALITY_NAMES`, or None.
+    """
+    if not is_helioprojective(header):
+        return None
+    instrument = instrument_of(header)
+    if instrument == "AIA":
+        wavelength = wavelength_of(header)
+        name = f"aia{round(wavelength)}" if wavelength is not None else ""
+        return name if name in MODALITIES else None
+    if instrument == "HMI" and number(header, "HARPNUM") is None:
+        content = text(header, "CONTENT")
+        segment = content if content else text(header, "DRMS_ID").rpartition(":")[2]
+        return "hmi" if segment.upper() == "MAGNETOGRAM" else None
+    return None
+
+
+__all__ = ["MODALITIES", "MODALITY_NAMES", "Modality", "detect_modality", "resolve_modality", "wavelength_of"]
