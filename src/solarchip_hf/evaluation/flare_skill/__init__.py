@@ -1,0 +1,1 @@
+"""The metric module `flare_skill`: give this folder's path to `evaluate.load`."""
