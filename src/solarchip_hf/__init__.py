@@ -1,0 +1,137 @@
+"""SolarCHIP for the Solar Dynamics Observatory, the Hugging Face way.
+
+Importing the package registers its models and its image processor with the Auto classes of transformers. Names that
+pull in heavy libraries (datasets, matplotlib, ...) are loaded when they are first asked for.
+"""
+
+import importlib
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+
+from .models.configuration_solarchip import FLARE_CLASSES, SolarChipCNNConfig, SolarChipConfig, SolarChipViTConfig
+from .models.headers import SolarImage, SolarImageError
+from .models.image_processing_solarchip import SolarChipImageProcessor
+from .models.modalities import MODALITIES, MODALITY_NAMES, Modality, resolve_modality
+from .models.modeling_solarchip import SolarChipForPreTraining, SolarChipModel, SolarChipPreTrainedModel
+from .models.modeling_solarchip_classification import SolarChipForImageClassification
+from .models.modeling_solarchip_cnn import SolarChipCNNDecoder, SolarChipCNNModel
+from .models.modeling_solarchip_outputs import (
+    SolarChipForPreTrainingOutput,
+    SolarChipImageClassifierOutput,
+    SolarChipModelOutput,
+    SolarChipTowerOutput,
+)
+from .models.modeling_solarchip_vit import SolarChipViTDecoder, SolarChipViTModel
+from .models.readers import read_image
+
+__version__ = "0.1.0"
+
+# Public names that are imported on demand, by the room that holds them.
+_ROOMS = {
+    "data": (
+        "ObservationStream",
+        "Observations",
+        "SyntheticSun",
+        "chronological_split",
+        "label_flares",
+        "load_observations",
+        "pair_observations",
+        "prepare_dataset",
+        "read_catalog",
+        "read_flare_events",
+        "scan_archive",
+        "split_labels",
+    ),
+    "training": (
+        "RetrievalTable",
+        "SolarAugmentation",
+        "SolarChipDataCollator",
+        "SolarChipTrainer",
+        "SolarChipTrainingArguments",
+        "compare_with_controls",
+        "cross_modal_retrieval",
+    ),
+    "hub": ("save_with_code",),
+}
+_LAZY = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def _register() -> None:
+    for config in (SolarChipConfig, SolarChipViTConfig, SolarChipCNNConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(SolarChipConfig, SolarChipModel, exist_ok=True)
+    AutoModelForPreTraining.register(SolarChipConfig, SolarChipForPreTraining, exist_ok=True)
+    AutoModelForImageClassification.register(SolarChipConfig, SolarChipForImageClassification, exist_ok=True)
+    AutoImageProcessor.register(
+        SolarChipConfig, image_processor_classes={"pil": SolarChipImageProcessor}, exist_ok=True
+    )
+
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = [
+    "FLARE_CLASSES",
+    "MODALITIES",
+    "MODALITY_NAMES",
+    "Modality",
+    "ObservationStream",
+    "Observations",
+    "RetrievalTable",
+    "SolarAugmentation",
+    "SolarChipCNNConfig",
+    "SolarChipCNNDecoder",
+    "SolarChipCNNModel",
+    "SolarChipConfig",
+    "SolarChipDataCollator",
+    "SolarChipForImageClassification",
+    "SolarChipForPreTraining",
+    "SolarChipForPreTrainingOutput",
+    "SolarChipImageClassifierOutput",
+    "SolarChipImageProcessor",
+    "SolarChipModel",
+    "SolarChipModelOutput",
+    "SolarChipPreTrainedModel",
+    "SolarChipTowerOutput",
+    "SolarChipTrainer",
+    "SolarChipTrainingArguments",
+    "SolarChipViTConfig",
+    "SolarChipViTDecoder",
+    "SolarChipViTModel",
+    "SolarImage",
+    "SolarImageError",
+    "SyntheticSun",
+    "chronological_split",
+    "compare_with_controls",
+    "cross_modal_retrieval",
+    "label_flares",
+    "load_observations",
+    "pair_observations",
+    "prepare_dataset",
+    "read_catalog",
+    "read_flare_events",
+    "read_image",
+    "resolve_modality",
+    "save_with_code",
+    "scan_archive",
+    "split_labels",
+]

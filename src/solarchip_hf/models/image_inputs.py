@@ -1,0 +1,66 @@
+"""Images without a header, arrays and 8-bit quick-looks, as `SolarImage`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .geometry import canonical_scale
+from .headers import SolarImage, SolarImageError
+from .modalities import MODALITIES
+
+# Any radius serves: the image is taken as filling the canonical frame already. That of SDOML.
+_RSUN_ARCSEC = 976.0
+
+
+def is_array(image: Any) -> bool:
+    """Whether it is a NumPy array or a torch tensor."""
+    return isinstance(image, np.ndarray | torch.Tensor)
+
+
+def image_from_array(array: np.ndarray | torch.Tensor, modality: str, unit: str, geometry: str) -> SolarImage:
+    """Takes an array as a canonical image already: square, north-up, row 0 in the south, filling the frame.
+
+    Args:
+        array: (H, H) or (1, H, H) real numbers; NaN where invalid.
+        modality: Name from `MODALITIES`.
+        unit: Its unit.
+        geometry: Grid that it is on.
+
+    Returns:
+        The image with the WCS of the canonical grid of its own size; no time.
+
+    Raises:
+        SolarImageError: The array is not a square image of real numbers.
+    """
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = array.float().numpy() if array.is_floating_point() else array.numpy()
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.dtype.kind not in "iuf":
+        raise SolarImageError(
+            "array", "shape", "a square image (H, H) of real numbers", f"{tuple(array.shape)} {array.dtype}"
+        )
+    size = len(array)
+    scale = canonical_scale(_RSUN_ARCSEC, size, "rsun" if geometry == "none" else geometry)
+    return SolarImage(
+        data=np.ascontiguousarray(array, dtype=np.float32),
+        modality=modality,
+        source=f"array {array.shape}",
+        instrument=MODALITIES[modality].instrument.upper(),
+        time=None,
+        time_nominal=None,
+        exposure=None,
+        quality=None,
+        near_real_time=False,
+        unit=unit,
+        crpix=((size + 1) / 2, (size + 1) / 2),
+        crval=(0.0, 0.0),
+        cdelt=(scale, scale),
+        rotation=((1.0, 0.0), (0.0, 1.0)),
+        rsun_arcsec=_RSUN_ARCSEC,
+    )
+
+
+__all__ = ["image_from_array", "is_array"]

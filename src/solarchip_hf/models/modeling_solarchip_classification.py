@@ -1,0 +1,232 @@
+"""Classification of observations: features of every modality, fused by attention, into ordered classes."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_solarchip import SolarChipConfig
+from .modeling_solarchip import SolarChipModel, SolarChipPreTrainedModel
+from .modeling_solarchip_outputs import SolarChipImageClassifierOutput
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    class_weights: Sequence[float] | None = None,
+    focal_gamma: float = 0.0,
+) -> torch.Tensor:
+    """Weighted focal cross-entropy (Lin et al. 2017) over the labelled rows.
+
+        sum over b of w[y_b] (1 - p_b)^gamma (-log p_b) / sum over b of w[y_b], with p_b the probability of label y_b
+
+    Args:
+        logits: (B, K).
+        labels: (B,) in 0..K-1, or -1 where unknown.
+        class_weights: K weights; None: equal.
+        focal_gamma: 0 is plain cross-entropy.
+
+    Returns:
+        A scalar, zero if no label is known.
+
+    Raises:
+        ValueError: Labels of another shape.
+    """
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels: expected shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
+    known = labels >= 0
+    targets = labels.clamp_min(0).long()
+    log_probability = logits.float().log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    loss = -log_probability
+    if focal_gamma > 0:
+        loss = loss * (1 - log_probability.exp()).clamp_min(1e-12) ** focal_gamma
+    weight = known.to(loss.dtype)
+    if class_weights is not None:
+        weight = weight * torch.tensor(class_weights, dtype=loss.dtype, device=loss.device)[targets]
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+class SolarChipAttentionPool(nn.Module):
+    """Mean of n vectors weighted by the softmax of a learned score, which starts flat.
+
+    Args:
+        width: Width of the vectors.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., n, width) and (..., n) bool of those that count -> (..., width) and the weights (..., n)."""
+        scores = self.score(vectors)[..., 0]
+        if mask is not None:
+            # Finite, so that an observation without any image gives zeros and not NaN.
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(dim=-1)
+        if mask is not None:
+            weights = weights * mask  # all missing: no weight at all
+        return (weights[..., None] * vectors).sum(dim=-2), weights
+
+
+class SolarChipClassificationHead(nn.Module):
+    """From tokens and projections of each image to one feature, from the features of all modalities to logits.
+
+    An image's feature is the attention-pooled tokens, plus the class token in the contrastive space through a gate that
+    starts closed. Features of the observed modalities are fused by attention and classified by a small MLP.
+
+    Args:
+        config: Widths, classes, and whether they are ordered.
+    """
+
+    def __init__(self, config: SolarChipConfig):
+        super().__init__()
+        width = config.classifier_hidden_size
+        self.config = config
+        self.token_norm = nn.LayerNorm(config.hidden_size)
+        self.token_pool = SolarChipAttentionPool(config.hidden_size)
+        self.token_projection = nn.Linear(config.hidden_size, width)
+        self.contrastive_norm = nn.LayerNorm(config.projection_dim)
+        self.contrastive_projection = nn.Linear(config.projection_dim, width)
+        self.contrastive_gate = nn.Parameter(torch.zeros(()))
+        self.modality_embedding = nn.ParameterDict({name: torch.zeros(width) for name in config.modalities})
+        self.modality_pool = SolarChipAttentionPool(width)
+        self.norm = nn.LayerNorm(width)
+        self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.output = nn.Linear(width, 1 if config.ordinal else config.num_labels)
+        # Thresholds on the severity scale: the first, and the logarithms of the steps to the next ones.
+        self.thresholds = nn.Parameter(torch.zeros(config.num_labels - 1)) if config.ordinal else None
+
+    def image_features(
+        self, tokens: torch.Tensor, contrastive: torch.Tensor, ids: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 1+L, hidden), (N, projection) and N modalities -> features (N, width), token weights (N, 1+L)."""
+        pooled, token_weights = self.token_pool(self.token_norm(tokens))
+        gated = torch.tanh(self.contrastive_gate) * self.contrastive_projection(self.contrastive_norm(contrastive))
+        vectors = torch.stack([self.modality_embedding[name] for name in self.config.modalities])
+        return self.token_projection(pooled) + gated + vectors[list(ids)], token_weights
+
+    def forward(self, features: torch.Tensor, observed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, M, width) and (B, M) bool -> logits (B, K), modality weights (B, M)."""
+        fused, weights = self.modality_pool(features, observed)
+        hidden = F.gelu(self.dense(self.norm(fused)))
+        score = self.output(self.dropout(hidden))
+        return score if self.thresholds is None else self._ordered_logits(score), weights
+
+    def _ordered_logits(self, severity: torch.Tensor) -> torch.Tensor:
+        # Proportional odds (McCullagh 1980): P(class >= k) = sigmoid(severity - t_k) with t_1 < t_2 < ... The logarithm
+        # of a class's probability, a difference of two sigmoids, is written so that it never cancels:
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)).
+        steps = F.softplus(self.thresholds[1:]) + 1e-3
+        cuts = torch.cat([self.thresholds[:1], self.thresholds[:1] + steps.cumsum(0)])  # (K-1,)
+        above = severity.float() - cuts.float()  # (B, K-1)
+        at_least = F.pad(F.logsigmoid(above), (1, 0))  # log P(class >= k), 0 for the first
+        below_next = F.pad(F.logsigmoid(-above), (0, 1))  # log P(class <= k), 0 for the last
+        between = torch.log(-torch.expm1(-steps.float()))  # (K-2,)
+        return at_least + below_next + F.pad(between, (1, 1))
+
+
+class SolarChipForImageClassification(SolarChipPreTrainedModel):
+    """Classes of observations, as flares within a day: `0AB`, `C`, `M`, `X` by default.
+
+    Args:
+        config: Towers, modalities, and the classes (`id2label` or `num_labels`).
+    """
+
+    def __init__(self, config: SolarChipConfig):
+        if config.num_labels < 2:
+            raise ValueError(f"num_labels: expected at least 2 classes, got {config.num_labels}.")
+        super().__init__(config)
+        self._keys_to_ignore_on_load_unexpected += [r"^decoders\.", r"^logit_scales$"]  # what pretraining adds
+        self.solarchip = SolarChipModel(config)
+        self.classifier = SolarChipClassificationHead(config)
+        self.post_init()
+        self._keys_to_ignore_on_load_unexpected.discard(r"^classifier\.")  # taken over from the backbone; here ours
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SolarChipAttentionPool):
+            init.zeros_(module.score.weight)
+        elif isinstance(module, SolarChipClassificationHead):
+            init.zeros_(module.contrastive_gate)
+            for vector in module.modality_embedding.values():
+                init.normal_(vector, std=0.02)
+            if module.thresholds is not None:
+                init.zeros_(module.thresholds)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        observed: torch.BoolTensor | None = None,
+        modality_ids: torch.LongTensor | Sequence[int] | None = None,
+        labels: torch.LongTensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SolarChipImageClassifierOutput:
+        """Classifies observations.
+
+        Args:
+            pixel_values: (B, M, H, H) in the order of `config.modalities`; or, with `modality_ids`, (B, 1, H, H), each
+                image being an observation of one modality.
+            observed: (B, M) bool, false where the image is missing; None: all are there.
+            modality_ids: (B,) positions in `config.modalities`.
+            labels: (B,) classes, -1 where unknown.
+            output_hidden_states: As for `SolarChipModel`.
+            output_attentions: As for `SolarChipModel`.
+
+        Returns:
+            The output, or a tuple of what is not None with `return_dict=False`.
+
+        Raises:
+            ValueError: Shapes or ids that do not fit, or `observed` together with `modality_ids`.
+        """
+        if modality_ids is None:
+            pixel_values, observed = self._observations(pixel_values, observed)
+            ids = list(range(observed.shape[1])) * observed.shape[0]
+        elif observed is None:
+            ids = self._image_ids(modality_ids, len(pixel_values))
+            observed = torch.ones(len(ids), 1, dtype=torch.bool, device=pixel_values.device)
+        else:
+            raise ValueError(
+                "observed: expected None together with modality_ids, where every image is there, got both."
+            )
+        encoded = self.solarchip(
+            pixel_values.flatten(0, 1)[:, None] if modality_ids is None else pixel_values,
+            ids,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        features, token_weights = self.classifier.image_features(
+            encoded.last_hidden_state, encoded.contrastive_embeds[:, 0], ids
+        )
+        logits, modality_weights = self.classifier(features.unflatten(0, observed.shape), observed)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(
+                logits, labels, class_weights=self.config.class_weights, focal_gamma=self.config.focal_gamma
+            )
+        return SolarChipImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            modality_weights=modality_weights,
+            token_weights=token_weights.unflatten(0, observed.shape) * observed[..., None],
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+__all__ = [
+    "SolarChipAttentionPool",
+    "SolarChipClassificationHead",
+    "SolarChipForImageClassification",
+    "classification_loss",
+]

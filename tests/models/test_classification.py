@@ -1,0 +1,271 @@
+"""SolarChipForImageClassification: fusion, missing data, the loss, ordered classes, and loading from pretraining."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_models import MODALITIES, tiny_batch, tiny_config
+from transformers import AutoModel, AutoModelForImageClassification
+
+from solarchip_hf import SolarChipForImageClassification, SolarChipForPreTraining
+from solarchip_hf.models.modeling_solarchip_classification import classification_loss
+
+LABELS = torch.tensor([0, 3, -1, 2])
+
+
+def classifier(backbone="vit", **config) -> SolarChipForImageClassification:
+    torch.manual_seed(0)
+    model = SolarChipForImageClassification(tiny_config(backbone, **config))
+    with torch.no_grad():  # as after some training: attention that is not flat, an open gate
+        for name, parameter in model.classifier.named_parameters():
+            if "score" in name or "gate" in name or "thresholds" in name:
+                parameter.copy_(0.5 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+@pytest.mark.parametrize("backbone", ["vit", "cnn", "vae"])
+@torch.no_grad()
+def test_shapes_and_weights(backbone):
+    model = classifier(backbone)
+    pixel_values, observed = tiny_batch()
+    output = model(pixel_values, observed, labels=LABELS)
+    tokens = 1 + (32 // model.config.patch_size) ** 2
+    assert output.logits.shape == (4, 4)
+    assert output.modality_weights.shape == (4, 3)
+    assert output.token_weights.shape == (4, 3, tokens)
+    torch.testing.assert_close(output.modality_weights.sum(1), torch.ones(4))
+    torch.testing.assert_close(output.token_weights.sum(2), observed.float())
+    assert torch.equal(output.modality_weights > 0, observed)
+    plain = model(pixel_values, observed, labels=LABELS, return_dict=False)
+    for one, other in zip(plain, output.to_tuple(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(plain[0], output.loss)
+    assert model.config.id2label == {0: "0AB", 1: "C", 2: "M", 3: "X"}
+
+
+@torch.no_grad()
+def test_batch_equals_single_and_one_image_equals_one_observation():
+    model = classifier()
+    pixel_values, observed = tiny_batch()
+    batch = model(pixel_values, observed).logits
+    for row in range(4):
+        single = model(pixel_values[row : row + 1], observed[row : row + 1]).logits
+        torch.testing.assert_close(single, batch[row : row + 1], atol=1e-5, rtol=1e-5)
+    # given modality_ids, each image is an observation of one modality, so that model(**processor([path])) works
+    ids = torch.tensor([2, 0, 1, 2])
+    by_id = model(pixel_values[range(4), ids][:, None], modality_ids=ids).logits
+    alone = model(pixel_values, torch.nn.functional.one_hot(ids, 3).bool()).logits
+    torch.testing.assert_close(by_id, alone, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="expected None together with modality_ids"):
+        model(pixel_values[:, :1], observed[:, :1], modality_ids=ids)
+
+
+@torch.no_grad()
+def test_one_modality_needs_neither_ids_nor_marks():
+    model = classifier(modalities=["hmi"])
+    pixel_values, _ = tiny_batch(modalities=1)
+    output = model(pixel_values)
+    torch.testing.assert_close(output.logits, model(pixel_values, modality_ids=[0] * 4).logits)
+    assert torch.equal(output.modality_weights, torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_missing_images_change_nothing_whatever_they_hold(ordinal):
+    model = classifier(ordinal=ordinal)
+    pixel_values, observed = tiny_batch()
+    observed[2] = False  # nothing at all was observed: only the prior remains
+    labels = torch.tensor([0, 3, 1, 2])
+    results = []
+    for filler in (0.0, math.nan, math.inf):
+        one = copy.deepcopy(model)
+        inputs = torch.where(observed[:, :, None, None], pixel_values, filler).requires_grad_()
+        output = one(inputs, observed, labels=labels)
+        output.loss.backward()
+        assert inputs.grad[~observed].abs().max() == 0
+        assert inputs.grad[observed].abs().amax(dim=(1, 2)).min() > 0
+        results.append((output.logits, {name: p.grad for name, p in one.named_parameters()}))
+    assert results[0][0].isfinite().all()
+    for logits, gradients in results[1:]:
+        assert torch.equal(logits, results[0][0])
+        for name, gradient in gradients.items():
+            assert gradient.isfinite().all(), name
+            assert torch.equal(gradient, results[0][1][name]), name
+
+
+def test_every_parameter_gets_a_gradient():
+    for config in ({}, {"ordinal": True}, {"backbone": "vae"}):
+        model = classifier(**config).train()
+        model(*tiny_batch(), labels=LABELS).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            flat = (
+                "k_proj.bias" in name or "to_k.bias" in name or (config.get("ordinal") and name.endswith("output.bias"))
+            )
+            assert parameter.grad.abs().max() > 0 or flat, name
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def plain_loss(logits, labels, weights, gamma):
+    total, norm = 0.0, 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        if label < 0:
+            continue
+        largest = max(row)
+        probability = math.exp(row[label] - largest) / sum(math.exp(value - largest) for value in row)
+        total += weights[label] * (1 - probability) ** gamma * -math.log(probability)
+        norm += weights[label]
+    return total / norm
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 8.0]])
+def test_loss_against_a_plain_loop(gamma, weights):
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)) * 3
+    labels = torch.tensor([0, 1, 2, 3, -1, 0, 2, -1, 3])
+    ours = classification_loss(logits, labels, class_weights=weights, focal_gamma=gamma)
+    assert ours.item() == pytest.approx(plain_loss(logits, labels, weights or [1.0] * 4, gamma), rel=1e-5)
+
+
+def test_unknown_labels_add_nothing():
+    logits = torch.randn(4, 4, requires_grad=True)
+    loss = classification_loss(logits, torch.full((4,), -1), focal_gamma=2.0, class_weights=[1.0] * 4)
+    assert loss.item() == 0
+    loss.backward()
+    assert torch.equal(logits.grad, torch.zeros(4, 4))
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
+        classification_loss(logits, torch.zeros(4, 4, dtype=torch.long))
+
+
+def test_config_reaches_the_loss():
+    model = classifier(class_weights=[1.0, 2.0, 4.0, 8.0], focal_gamma=2.0)
+    output = model(*tiny_batch(), labels=LABELS)
+    expected = classification_loss(output.logits, LABELS, class_weights=[1.0, 2.0, 4.0, 8.0], focal_gamma=2.0)
+    torch.testing.assert_close(output.loss, expected)
+    assert not torch.isclose(output.loss, classification_loss(output.logits, LABELS))
+
+
+# --- ordered classes --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_ordered_classes_are_proportional_odds():
+    model = classifier(ordinal=True)
+    head = model.classifier
+    severity = torch.tensor([[-40.0], [-1.0], [0.0], [0.7], [40.0]], dtype=torch.float64)
+    head.double()
+    head.thresholds.copy_(torch.tensor([-0.5, -6.0, 1.0]))
+    logits = head._ordered_logits(severity).double()
+    steps = torch.nn.functional.softplus(head.thresholds[1:]) + 1e-3
+    cuts = torch.cat([head.thresholds[:1], head.thresholds[:1] + steps.cumsum(0)])
+    assert (cuts.diff() > 0).all()
+    at_least = torch.sigmoid(severity - cuts)
+    direct = torch.cat([1 - at_least[:, :1], at_least[:, :-1] - at_least[:, 1:], at_least[:, -1:]], dim=1)
+    torch.testing.assert_close(logits.exp(), direct, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(logits.softmax(1), logits.exp(), atol=1e-6, rtol=1e-5)
+    assert logits.isfinite().all()  # far out in the tails, where the difference of two sigmoids is 0
+
+
+@torch.no_grad()
+def test_ordered_thresholds_stay_monotone_whatever_is_learnt():
+    model = classifier(ordinal=True)
+    pixel_values, observed = tiny_batch()
+    for seed in range(5):
+        model.classifier.thresholds.copy_(10 * torch.randn(3, generator=torch.Generator().manual_seed(seed)))
+        probabilities = model(pixel_values, observed).logits.softmax(1)
+        exceed = probabilities.flip(1).cumsum(1).flip(1)  # P(class >= k)
+        assert (exceed.diff(dim=1) <= 1e-6).all()
+    assert classifier(ordinal=True, num_labels=2)(pixel_values, observed).logits.shape == (4, 2)
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="num_labels: expected at least 2"):
+        classifier(num_labels=1)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordinal", [False, True])
+@torch.no_grad()
+def test_pretrained_weights_reach_the_backbone(ordinal, tmp_path):
+    torch.manual_seed(3)
+    pretrained = SolarChipForPreTraining(tiny_config()).train()
+    pretrained(*tiny_batch())
+    pretrained.eval().save_pretrained(tmp_path / "pretrained")
+    model, info = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "pretrained", ordinal=ordinal, output_loading_info=True
+    )
+    assert type(model) is SolarChipForImageClassification
+    assert info["unexpected_keys"] == set()
+    assert info["missing_keys"] == {key for key in model.state_dict() if key.startswith("classifier.")}
+    for key, value in pretrained.solarchip.state_dict().items():
+        assert torch.equal(model.solarchip.state_dict()[key], value), key
+    head = model.classifier
+    for name, parameter in head.named_parameters():
+        assert parameter.isfinite().all(), name
+    assert head.contrastive_gate == 0
+    assert torch.equal(head.token_pool.score.weight, torch.zeros(1, 32))
+    assert head.modality_embedding["hmi"].std() == pytest.approx(0.02, rel=0.6)
+    assert head.dense.weight.std() == pytest.approx(0.02, rel=0.3)
+    if ordinal:
+        assert torch.equal(head.thresholds, torch.zeros(3))
+    logits = model(*tiny_batch()).logits
+    model.save_pretrained(tmp_path / "tuned")
+    again, info = AutoModelForImageClassification.from_pretrained(tmp_path / "tuned", output_loading_info=True)
+    assert not any(info.values())
+    torch.testing.assert_close(again(*tiny_batch()).logits, logits)
+    features, info = AutoModel.from_pretrained(tmp_path / "tuned", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(features.towers["hmi"].projection.weight, pretrained.solarchip.towers["hmi"].projection.weight)
+
+
+def test_a_foreign_key_of_the_head_is_reported(tmp_path):
+    classifier(ordinal=True).save_pretrained(tmp_path)
+    _, info = AutoModelForImageClassification.from_pretrained(
+        tmp_path, ordinal=False, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert info["unexpected_keys"] == {"classifier.thresholds"}
+
+
+@torch.no_grad()
+def test_a_tuned_model_of_some_modalities(tmp_path):
+    model = classifier()
+    model.save_pretrained(tmp_path)
+    part, info = AutoModelForImageClassification.from_pretrained(tmp_path, modalities=["hmi"], output_loading_info=True)
+    assert not any(info.values())
+    pixel_values, observed = tiny_batch()
+    alone = torch.zeros_like(observed)
+    alone[:, 0] = True
+    torch.testing.assert_close(
+        part(pixel_values[:, :1]).logits, model(pixel_values, alone).logits, atol=1e-5, rtol=1e-5
+    )
+    assert list(part.solarchip.towers) == ["hmi"]
+    assert MODALITIES[0] == "hmi"
+
+
+def test_a_tiny_task_is_learnt():
+    """A bright patch somewhere on an otherwise noisy disk decides the class."""
+    model = classifier(modalities=["hmi"], num_labels=2).train()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    def draw(count):
+        pixel_values = 0.3 * torch.randn(count, 1, 32, 32, generator=generator)
+        labels = torch.randint(0, 2, (count,), generator=generator)
+        for row, label in enumerate(labels):
+            x, y = torch.randint(8, 20, (2,), generator=generator)
+            pixel_values[row, 0, x : x + 5, y : y + 5] += 2.0 * label
+        return pixel_values, labels
+
+    for _ in range(60):
+        pixel_values, labels = draw(32)
+        optimizer.zero_grad()
+        model(pixel_values, labels=labels).loss.backward()
+        optimizer.step()
+    pixel_values, labels = draw(128)
+    with torch.no_grad():
+        accuracy = (model.eval()(pixel_values).logits.argmax(1) == labels).double().mean()
+    assert accuracy > 0.9
