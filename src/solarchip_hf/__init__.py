@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 # Public names that are imported on demand, by the room that holds them.
 _ROOMS = {
     "data": (
+        "LeakageError",
         "ObservationStream",
         "Observations",
         "SyntheticSun",
@@ -91,6 +92,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "FLARE_CLASSES",
+    "LeakageError",
     "MODALITIES",
     "MODALITY_NAMES",
     "Modality",
