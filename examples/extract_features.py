@@ -1,6 +1,6 @@
 """Features of FITS or JPEG2000 files from a pretrained SolarCHIP model.
 
-    python examples/extract_features.py solarchip/vit-base AIA20240101_0000_0171.fits hmi.M_720s.20240101_000000_TAI.fits
+    python examples/extract_features.py solarchip/vit-base AIA20240101_0000_0171.fits AIA20240101_0000_0304.fits
     python examples/extract_features.py solarchip/vit-base archive/ --output features.safetensors --tokens
 
 Prints one line a file and, with --output, writes a safetensors file: `pooler_output` (N, hidden), the class tokens, and
