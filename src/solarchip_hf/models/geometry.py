@@ -133,8 +133,8 @@ def canonical_facts(image: SolarImage, size: int, geometry: str) -> SolarImage:
     empty = np.empty((0, 0), dtype=np.float32)
     if geometry == "none":
         step = image.shape[1] / size
-        crpix = tuple((value - 0.5) / step + 0.5 for value in image.crpix)
-        return replace(image, data=empty, crpix=crpix, cdelt=tuple(value * step for value in image.cdelt))
+        x, y = ((value - 0.5) / step + 0.5 for value in image.crpix)
+        return replace(image, data=empty, crpix=(x, y), cdelt=(image.cdelt[0] * step, image.cdelt[1] * step))
     scale = canonical_scale(image.rsun_arcsec, size, geometry)
     centre = (size + 1) / 2
     return replace(

@@ -35,19 +35,20 @@ def image_from_array(array: np.ndarray | torch.Tensor, modality: str, unit: str,
     """
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        array = array.float().numpy() if array.is_floating_point() else array.numpy()
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.dtype.kind not in "iuf":
+        array = array.float().numpy() if array.is_floating_point() else array.numpy()  # bfloat16 has no NumPy form
+    pixels = np.asarray(array)
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 2 or pixels.shape[0] != pixels.shape[1] or pixels.dtype.kind not in "iuf":
         raise SolarImageError(
-            "array", "shape", "a square image (H, H) of real numbers", f"{tuple(array.shape)} {array.dtype}"
+            "array", "shape", "a square image (H, H) of real numbers", f"{tuple(pixels.shape)} {pixels.dtype}"
         )
-    size = len(array)
+    size = len(pixels)
     scale = canonical_scale(_RSUN_ARCSEC, size, "rsun" if geometry == "none" else geometry)
     return SolarImage(
-        data=np.ascontiguousarray(array, dtype=np.float32),
+        data=np.ascontiguousarray(pixels, dtype=np.float32),
         modality=modality,
-        source=f"array {array.shape}",
+        source=f"array {pixels.shape}",
         instrument=MODALITIES[modality].instrument.upper(),
         time=None,
         time_nominal=None,

@@ -105,8 +105,8 @@ class SolarChipImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values", "modality_ids"]  # noqa: RUF012
-    rescale_factor = None  # the base class would write 1/255 into every saved file
-    valid_kwargs = SolarChipImageProcessorKwargs
+    rescale_factor = None  # type: ignore[assignment]  # the base class would write 1/255 into every saved file
+    valid_kwargs = SolarChipImageProcessorKwargs  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -365,7 +365,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
                 raise ValueError("modality: expected none with mappings, whose keys are the modalities.")
             data, headers = self._observations(images, options)
         else:
-            data, headers = self._images(*_as_list(images, modality), options)
+            data, headers = self._images(*_as_list(images, modality), options)  # type: ignore[assignment]
         batch = BatchFeature(data, tensor_type=return_tensors)
         return (batch, headers) if return_headers else batch
 
@@ -377,8 +377,9 @@ class SolarChipImageProcessor(BaseImageProcessor):
         headers = []
         for index, (image, modality) in enumerate(zip(images, modalities, strict=True)):
             facts, physical = self.to_physical(image, modality, **options)
-            pixel_values[index, 0] = self.scale(physical, facts.modality)
-            ids[index] = self.modalities.index(facts.modality)
+            name = str(facts.modality)
+            pixel_values[index, 0] = self.scale(physical, name)
+            ids[index] = self.modalities.index(name)
             headers.append(facts)
         return {"pixel_values": pixel_values, "modality_ids": ids}, headers
 
@@ -397,12 +398,13 @@ class SolarChipImageProcessor(BaseImageProcessor):
                 if image is None:
                     continue
                 facts, physical = self.to_physical(image, alias, **options)
-                position = self.modalities.index(facts.modality)
+                name = str(facts.modality)
+                position = self.modalities.index(name)
                 if observed[index, position]:
-                    raise ValueError(f"images: expected one image of {facts.modality} an observation, got two.")
-                pixel_values[index, position] = self.scale(physical, facts.modality)
+                    raise ValueError(f"images: expected one image of {name} an observation, got two.")
+                pixel_values[index, position] = self.scale(physical, name)
                 observed[index, position] = True
-                headers[-1][facts.modality] = facts
+                headers[-1][name] = facts
         return {"pixel_values": pixel_values, "observed": observed}, headers
 
     def post_process(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -54,14 +55,15 @@ def photometric_factor(image: SolarImage, modality: str, photometry: str) -> flo
             "no such card" if exposure is None else f"{exposure}",
             "Use photometry='dn' if the values shall stay as they are.",
         )
+    seconds = exposure or 1.0  # checked above where it counts
     if photometry == "nominal":
-        return row.nominal_exposure / (exposure if counts else 1.0)
+        return (row.nominal_exposure or 1.0) / (seconds if counts else 1.0)
     if photometry == "dn_per_s":
-        return 1 / exposure if counts else 1.0
-    return 1.0 if counts else exposure
+        return 1 / seconds if counts else 1.0
+    return 1.0 if counts else seconds
 
 
-def load_degradation(table: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def load_degradation(table: str | os.PathLike | Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Reads a named table of throughput factors.
 
     Args:
@@ -77,7 +79,7 @@ def load_degradation(table: str | Path | Mapping[str, Any] | None) -> dict[str, 
     """
     if table is None:
         return None
-    if isinstance(table, str | Path):
+    if isinstance(table, str | os.PathLike):
         path = Path(table)
         if not path.is_file():
             raise ValueError(

@@ -26,88 +26,96 @@ _RUNNING_MEAN_STEP = 3.5
 _SLICE = 2**20
 # Input rows of a slice of running means, which should stay in the processor's cache.
 _CACHED_ROWS = 64
+# Fractions of a pixel that weights are tabulated at.
+_TABLE = 4096
 # Displacement in input pixels below which a shear over the whole image is not worth a general resampling.
 _NEGLIGIBLE = 1e-3
 # Share of an output pixel's weight that must fall on valid input pixels.
 _VALID_SHARE = 0.5
 
 
-def _cubic(distance: torch.Tensor) -> torch.Tensor:
+def _cubic(distance: np.ndarray) -> np.ndarray:
     """Keys' interpolation kernel with a = -1/2 at a distance in pixels.
 
     Source: R. Keys, IEEE Trans. ASSP 29 (1981) 1153.
     """
-    d = distance.abs()
+    d = np.abs(distance)
     inner = (1.5 * d - 2.5) * d * d + 1
     outer = ((-0.5 * d + 2.5) * d - 4) * d + 2
-    return torch.where(d < 1, inner, torch.where(d < 2, outer, torch.zeros_like(d)))
+    return np.where(d < 1, inner, np.where(d < 2, outer, 0))
 
 
-def _overlap(distance: torch.Tensor, width: float) -> torch.Tensor:
+def _overlap(distance: np.ndarray, width: float) -> np.ndarray:
     """Share of an output pixel of `width` that a square input pixel at a distance covers."""
-    high, low = (distance + 0.5).clamp(max=width / 2), (distance - 0.5).clamp(min=-width / 2)
-    return (high - low).clamp_(min=0) / width
+    high, low = np.minimum(distance + 0.5, width / 2), np.maximum(distance - 0.5, -width / 2)
+    return np.maximum(high - low, 0) / width
 
 
-def _fine_weights(fraction: torch.Tensor, width: float) -> list[torch.Tensor]:
-    """Weights of the pixels -2 to 3 about a position, `fraction` after pixel 0, for a step `width` below 1.5."""
+def _fine_weights(fraction: np.ndarray, width: float) -> np.ndarray:
+    """Weights (6, n) of the pixels -2 to 3 about positions, `fraction` after pixel 0, for a step `width` below 1.5."""
     area = min(max(2 * width - 1, 0), 1) / 3
-    weights = []
-    for tap in range(-2, 4):
-        distance = tap - fraction
-        cubic = (_cubic(distance - width / 4) + _cubic(distance + width / 4)) / 2
-        weights.append(cubic.lerp_(_overlap(distance, width), area))
-    return weights
+    distance = np.arange(-2, 4)[:, None] - fraction
+    cubic = (_cubic(distance - width / 4) + _cubic(distance + width / 4)) / 2
+    return cubic + area * (_overlap(distance, width) - cubic)
 
 
-def _axis_taps(centre: float, step: float, size: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _axis_taps(centre: float, step: float, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (K, size) into an axis of `length` pixels and float32 weights (K, size)."""
     width = abs(step)
-    positions = torch.from_numpy(centre + step * (np.arange(size) - (size - 1) / 2))
+    positions = centre + step * (np.arange(size) - (size - 1) / 2)
     if width < AVERAGING_STEP:
-        index = positions.floor() + torch.arange(-2, 4)[:, None]
-        weights = torch.stack(_fine_weights(positions - positions.floor(), width))
+        index = np.floor(positions) + np.arange(-2, 4)[:, None]
+        weights = _fine_weights(positions - np.floor(positions), width)
     else:
-        index = (positions - width / 2 + 0.5).floor() + torch.arange(math.ceil(width) + 1)[:, None]
+        index = np.floor(positions - width / 2 + 0.5) + np.arange(math.ceil(width) + 1)[:, None]
         weights = _overlap(index - positions, width)
-    return index.clamp_(0, length - 1).long(), weights.float()
+    return np.clip(index, 0, length - 1).astype(np.intp), weights.astype(np.float32)
 
 
-def _separable(image: torch.Tensor, matrix: np.ndarray, origin: np.ndarray, size: int) -> torch.Tensor:
+def _separable(image: np.ndarray, matrix: np.ndarray, origin: np.ndarray, size: int) -> np.ndarray:
     """Resamples (H, W) to (size, size) where the axes are parallel or opposite: rows, then columns."""
     for axis in (1, 0):
-        index, weights = _axis_taps(origin[axis], matrix[axis, axis], size, image.shape[0])
-        result = image.index_select(0, index[0]).mul_(weights[0, :, None])
-        for tap in range(1, len(index)):
-            result.addcmul_(image.index_select(0, index[tap]), weights[tap, :, None])
-        image = result.T.contiguous()
+        index, weights = _axis_taps(origin[axis], matrix[axis, axis], size, len(image))
+        result, term = (np.empty((size, image.shape[1]), dtype=np.float32) for _ in range(2))
+        np.multiply(np.take(image, index[0], axis=0, out=term, mode="clip"), weights[0][:, None], out=result)
+        for rows, weight in zip(index[1:], weights[1:], strict=True):
+            np.take(image, rows, axis=0, out=term, mode="clip")
+            term *= weight[:, None]
+            result += term
+        image = np.ascontiguousarray(result.T)
     return image
 
 
-def _fine_samples(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor, step: float) -> torch.Tensor:
-    """Values of (H, W) at input positions `x`, `y` of one shape, for a step below 1.5."""
+def _fine_samples(image: np.ndarray, x: np.ndarray, y: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Values of (H, W) at input positions `x`, `y` of one shape; `table` (6, n + 1) holds weights by the fraction."""
     height, width = image.shape
-    flat = image.reshape(-1)
-    left, below = x.floor(), y.floor()
-    across = _fine_weights(x - left, step)
-    columns = [(left.long() + tap).clamp_(0, width - 1) for tap in range(-2, 4)]
-    result = torch.zeros_like(x)
-    for tap, weight in enumerate(_fine_weights(y - below, step)):
-        row = (below.long() + (tap - 2)).clamp_(0, height - 1).mul_(width)
-        line = torch.zeros_like(x)
-        for column, column_weight in zip(columns, across, strict=True):
-            line.addcmul_(flat[row + column], column_weight)
-        result.addcmul_(line, weight)
+    lefts, weights = [], []
+    for position in (x, y):
+        left = np.floor(position)
+        entry = np.rint((position - left) * (table.shape[1] - 1)).astype(np.int32)
+        lefts.append(left.astype(np.int32))
+        weights.append([np.take(row, entry) for row in table])
+    columns = [np.clip(lefts[0] + tap, 0, width - 1) for tap in range(-2, 4)]
+    result, line, term = (np.zeros(x.shape, dtype=np.float32) for _ in range(3))
+    for tap, weight in zip(range(-2, 4), weights[1], strict=True):
+        start = np.clip(lefts[1] + tap, 0, height - 1) * width
+        line[:] = 0
+        for column, column_weight in zip(columns, weights[0], strict=True):
+            np.take(image, start + column, out=term, mode="clip")
+            term *= column_weight
+            line += term
+        line *= weight
+        result += line
     return result
 
 
 def _running_sum(image: np.ndarray, count: int) -> np.ndarray:
     """Sums of `count` neighbouring rows, `count` - 1 rows fewer; by doubling, in about log2(count) passes."""
-    total, reach = None, 0
-    power, width = image, 1
+    power, width = image, 1  # sums of `width` rows
+    total, reach = image[:0], 0
     while True:
         if count & 1:
-            total = power if total is None else total[: len(power) - reach] + power[reach:]
+            total = total[: len(power) - reach] + power[reach:] if reach else power
             reach += width
         count >>= 1
         if not count:
@@ -116,55 +124,56 @@ def _running_sum(image: np.ndarray, count: int) -> np.ndarray:
         width *= 2
 
 
-def _bilinear(image: torch.Tensor, along: list[torch.Tensor], across: list[torch.Tensor]) -> torch.Tensor:
+def _bilinear(image: np.ndarray, along: list[np.ndarray], across: list[np.ndarray]) -> torch.Tensor:
     """Bilinear samples of (H, W) at x = along[0] + across[0], y = along[1] + across[1]; edges are repeated.
 
     `along` holds the parts that change along an output row, (columns,); `across` those that change from row to row.
     """
-    grid = torch.empty(len(across[0]), len(along[0]), 2)
+    grid = np.empty((len(across[0]), len(along[0]), 2), dtype=np.float32)
     for axis, length in ((0, image.shape[1]), (1, image.shape[0])):
         scale = 2 / length  # grid_sample counts from -1 to 1 over the frame
-        torch.add((across[axis] * scale + (1 / length - 1)).float()[:, None], (along[axis] * scale).float(),
-                  out=grid[..., axis])  # fmt: skip
-    return F.grid_sample(image[None, None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[
-        0, 0
-    ]
+        start = (across[axis] * scale + (1 / length - 1)).astype(np.float32)
+        np.add(start[:, None], (along[axis] * scale).astype(np.float32), out=grid[..., axis])
+    tensor, points = torch.from_numpy(image)[None, None], torch.from_numpy(grid)[None]
+    return F.grid_sample(tensor, points, mode="bilinear", padding_mode="border", align_corners=False)[0, 0]
 
 
-def _turned(image: torch.Tensor, matrix: np.ndarray, origin: np.ndarray, size: int, step: float) -> torch.Tensor:
-    """Resamples (H, W) to (size, size) for any matrix, a slice of output rows at a time."""
+def _turned(image: np.ndarray, matrix: np.ndarray, origin: np.ndarray, size: int, step: float) -> np.ndarray:
+    """Resamples (H, W) to (size, size) for any matrix, a slice of output rows at a time.
+
+    Most of it is NumPy, since hundreds of small torch operations would each wait for all of torch's threads.
+    """
     samples = round(step) if step >= AVERAGING_STEP else 1
-    running = samples if step >= _RUNNING_MEAN_STEP else 1
-    running = min(running, *image.shape)
+    running = min(samples, *image.shape) if step >= _RUNNING_MEAN_STEP else 1
     fine = samples if running == 1 else 1  # samples an output pixel has on a side
-    offsets = torch.from_numpy((np.arange(size * fine) - (size * fine - 1) / 2) / fine)
+    offsets = (np.arange(size * fine) - (size * fine - 1) / 2) / fine
     along = [offsets * matrix[axis, 0] for axis in (0, 1)]
     across = [offsets * matrix[axis, 1] + origin[axis] for axis in (0, 1)]
-    slant = float(along[1].abs().max())  # input rows that one output row runs through, up or down
+    slant = float(np.abs(along[1]).max())  # input rows that one output row runs through, up or down
     rows = max(1, _SLICE // (size * fine * fine))
     if step < AVERAGING_STEP:
-        rows = max(1, rows // 8)  # some thirty arrays of weights and indices are held beside the samples
+        rows = max(1, rows // 32)  # some thirty arrays of weights and indices are held beside the samples
+        table = _fine_weights(np.linspace(0, 1, _TABLE + 1), step).astype(np.float32)
     elif running > 1:
         rows = min(rows, math.ceil(max(_CACHED_ROWS, 4 * slant) / step))
-    result, pixels = torch.empty(size, size), image.numpy()
+    result = np.empty((size, size), dtype=np.float32)
     for start in range(0, size, rows):
         part = slice(start * fine, min(start + rows, size) * fine)
         x, y = (values[part] for values in across)
         if step < AVERAGING_STEP:
-            columns, lines = (x[:, None] + along[0]).float(), (y[:, None] + along[1]).float()
-            result[start : start + rows] = _fine_samples(image, columns, lines, step)
+            result[start : start + rows] = _fine_samples(image, x[:, None] + along[0], y[:, None] + along[1], table)
         elif running == 1:
-            result[start : start + rows] = F.avg_pool2d(_bilinear(image, along, [x, y])[None], fine)[0]
+            result[start : start + rows] = F.avg_pool2d(_bilinear(image, along, [x, y])[None], fine)[0].numpy()
         else:
             low = math.floor(float(y.min()) - slant - running / 2)
             high = math.ceil(float(y.max()) + slant + running / 2) + 1
             low = min(max(low, 0), image.shape[0] - running)
             high = min(max(high, low + running), image.shape[0])
-            # NumPy here: a hundred small torch operations would each wait for all threads
-            sums = _running_sum(_running_sum(pixels[low:high], running).T, running).T
+            sums = _running_sum(_running_sum(image[low:high], running).T, running).T
             shift = (running - 1) / 2  # the first sum is centred there
-            result[start : start + rows] = _bilinear(torch.from_numpy(sums), along, [x - shift, y - (low + shift)])
-    return result.div_(running**2)
+            drawn = _bilinear(sums, along, [x - shift, y - (low + shift)]).numpy()
+            np.divide(drawn, running**2, out=result[start : start + rows])
+    return result
 
 
 def _inside(matrix: np.ndarray, origin: np.ndarray, size: int, shape: tuple[int, int]) -> np.ndarray | None:
@@ -210,10 +219,9 @@ def affine_resample(data: np.ndarray, matrix: np.ndarray, origin: np.ndarray, si
     step = math.sqrt(abs(np.linalg.det(matrix)))
 
     def resample(values: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(values)
         if parallel:
-            return _separable(image, matrix, origin, size).numpy()
-        return _turned(image, matrix, origin, size, step).numpy()
+            return _separable(values, matrix, origin, size)
+        return _turned(values, matrix, origin, size, step)
 
     if np.isfinite(data.sum(dtype=np.float32)):  # one pass; a NaN or an infinity anywhere shows in the sum
         result = resample(data)
