@@ -37,7 +37,11 @@ $(VENV)/.style: $(VENV)/.created pyproject.toml constraints.txt
 
 quickstart: $(VENV)/.run  ## Draw a small synthetic Sun, pretrain on it, load it back, print retrieval (10 minutes, 2 cores)
 	@echo "== 1/3 Drawing a synthetic archive as FITS files: $(DEMO)/archive"
-	@$(BIN)/python examples/draw_synthetic_archive.py --config examples/configs/quickstart_archive.yaml --output $(DEMO)/archive
+	@$(BIN)/python examples/draw_synthetic_archive.py --output $(DEMO)/archive --modalities hmi 171 193 304 --workers 2 \
+	    --start 2012-06-01 --end 2015-09-14 --cadence 2D
+	@echo "   ... and the held-out season"
+	@$(BIN)/python examples/draw_synthetic_archive.py --output $(DEMO)/archive --modalities hmi 171 193 304 --workers 2 \
+	    --start 2015-11-01 --end 2015-11-25 --cadence 6h
 	@echo "== 2/3 Pretraining: examples/configs/quickstart.yaml"
 	@$(BIN)/accelerate launch --config_file examples/accelerate/cpu.yaml examples/pretrain.py examples/configs/quickstart.yaml
 	@echo "== 3/3 Loading the saved model with AutoModel"

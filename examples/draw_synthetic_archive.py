@@ -9,6 +9,7 @@ synthetic Sun. An interrupted run is continued by running the same command again
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -41,14 +42,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> pd.DataFrame:
-    """Draws the archive; returns a row a file."""
-    options = parse_arguments(arguments)
+def draw(options: argparse.Namespace) -> pd.DataFrame:
+    """Draws the archive; returns a row a file.
+
+    Raises:
+        ValueError: A time, a cadence or a channel that cannot be read, or an empty span.
+    """
     start, end = pd.Timestamp(options.start), pd.Timestamp(options.end)
-    if end <= start:
-        raise SystemExit(f"--end must be after --start, got {options.start} and {options.end}")
-    days = (end - start) / pd.Timedelta("1D")
-    sun = SyntheticSun(seed=options.seed, start=options.start, days=days, size=options.size)
+    if not end > start:
+        raise ValueError(f"--end: expected a time after --start {options.start}, got {options.end}.")
+    sun = SyntheticSun(
+        seed=options.seed, start=options.start, days=(end - start) / pd.Timedelta("1D"), size=options.size
+    )
     names = [resolve_modality(alias) for alias in options.modalities]
     files = sun.write_archive(
         options.output,
@@ -60,15 +65,18 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     written, megabytes = int(files["written"].sum()), sum(Path(path).stat().st_size for path in files["path"]) / 1e6
     print(f"{written} files written, {len(files) - written} kept, {megabytes:.1f} MB in {options.output}")
 
-    report = options.output / "synthetic_flare_report.csv"
+    span = f"s{start:%Y%m%d}_e{end:%Y%m%d}"  # an archive may be drawn in parts, each with a list of its own
+    report = options.output / f"synthetic_flare_report_{span}.csv"
     # a day more than the images: the last of them is to be labelled by what follows it
     flares = sun.flares(start, end + pd.Timedelta("1D"))
-    flares.to_csv(report, index=False)
+    partial = report.with_suffix(".partial")
+    flares.to_csv(partial, index=False)
+    partial.replace(report)
     classes = flares["flare_class"].str[0].value_counts()
     counts = ", ".join(f"{classes[letter]} {letter}" for letter in "XMCB" if letter in classes) or "none"
     print(f"{len(flares)} synthetic flares ({counts}) in {report}")
 
-    sheet = options.output / "contact_sheet.png"
+    sheet = options.output / f"contact_sheet_{span}.png"
     slots = files["time_nominal"].drop_duplicates()
     shown = slots.iloc[[round(k * (len(slots) - 1) / 3) for k in range(min(4, len(slots)))]].drop_duplicates()
     contact_sheet(sun, shown, names).savefig(sheet, dpi=110)
@@ -76,6 +84,16 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     return files
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 2 where what was given cannot be used."""
+    try:
+        draw(parse_arguments(arguments))
+    except (ValueError, OSError) as error:
+        print(f"draw_synthetic_archive.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    main()
+    sys.exit(main())

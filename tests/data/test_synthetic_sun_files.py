@@ -187,6 +187,17 @@ def test_example_draws_an_archive_with_its_report_and_contact_sheet(tmp_path, ca
     arguments = ["--output", str(tmp_path / "archive"), "--start", "2014-02-01", "--end", "2014-02-02"]
     example["main"]([*arguments, "--size", "64", "--modalities", "hmi", "171"])
     assert "2 files written" in capsys.readouterr().out
-    report = pd.read_csv(tmp_path / "archive" / "synthetic_flare_report.csv")
+    report = pd.read_csv(tmp_path / "archive" / "synthetic_flare_report_s20140201_e20140202.csv")
     assert len(report) > 0
-    assert (tmp_path / "archive" / "contact_sheet.png").stat().st_size > 5_000
+    assert (tmp_path / "archive" / "contact_sheet_s20140201_e20140202.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["--end", "someday"], "someday"), (["--modalities", "999"], "999"), (["--end", "2013-01-01"], "after --start")],
+)
+def test_example_refuses_bad_input_in_a_sentence(tmp_path, capsys, given, said):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "draw_synthetic_archive.py"))
+    assert example["main"](["--output", str(tmp_path / "archive"), *given]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "archive").exists()
