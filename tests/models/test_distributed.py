@@ -1,5 +1,6 @@
 """Two real gloo processes with uneven, different data against one with the whole batch: gradients, not only values."""
 
+import gc
 from datetime import timedelta
 
 import pytest
@@ -75,15 +76,7 @@ def step(model, images, observed, pairing, **options):
     return loss.detach(), images.grad
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),  # a deadlock shall fail, not hang
-    )
+def compute(rank):
     results = {}
     for name, case in CASES.items():
         case = dict(case)
@@ -105,6 +98,21 @@ def work(rank, folder):
         results["local"] = contrastive_losses(images, marks, torch.zeros(3), pairs=[(0, 1)], gather=False)
     mean, _, count = centering_statistics(local, observed)
     results["statistics"] = (mean.unique(), count)
+    return results
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),  # a deadlock shall fail, not hang
+    )
+    results = compute(rank)
+    # A DDP that outlives the group joins its threads under the GIL, which one of them may be waiting for.
+    gc.collect()
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -6,6 +6,7 @@ is kept for the backward, and nothing is computed twice. What is kept has the si
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,8 +52,8 @@ class _Problems:
         alone = columns is rows
         problems, height, width = rows.shape[1], rows.shape[2], columns.shape[2]
         losses, by_scale = rows.new_zeros(problems), rows.new_zeros(problems)
-        by_rows = rows.new_zeros(rows.shape) if with_grad else None
-        by_columns = columns.new_zeros(columns.shape) if with_grad and not alone else by_rows
+        by_rows: Any = rows.new_zeros(rows.shape) if with_grad else None
+        by_columns: Any = columns.new_zeros(columns.shape) if with_grad and not alone else by_rows
         if not problems or not height:  # a process may have no observation
             return losses, by_scale, by_rows, by_columns
 

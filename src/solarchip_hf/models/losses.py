@@ -250,7 +250,7 @@ def reconstruction_loss(
             target = torch.where(valid, pixel_values[:, m].to(ours.dtype), 0.0)
             sums.append(error_of(ours, target, reduction="sum"))
         if pixel_mask is None:
-            pixels = math.prod(reconstruction.shape[2:])
+            pixels: int | torch.Tensor = math.prod(reconstruction.shape[2:])
         else:
             pixels = pixel_mask.flatten(1).sum(1).to(observed.device)
         return _modality_sum(torch.stack(sums), observed, pixels, gather)
