@@ -317,7 +317,7 @@ class SolarChipConfig(PreTrainedConfig):
     weight_sharing: Literal["instrument", "modality", "shared"] = "instrument"
     use_modality_embedding: bool = True
     projection_dim: int = 768
-    projection_centering: Literal["none", "class", "tokens"] = "class"
+    projection_centering: Literal["none", "class", "tokens"] = "tokens"
     centering_momentum: float | int = 0.1
     anchor_modality: str = "hmi"
     pairing: Literal["anchor", "all"] = "anchor"

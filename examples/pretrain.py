@@ -1,0 +1,248 @@
+"""Pretrains SolarCHIP on a folder of FITS files or on a prepared dataset.
+
+    accelerate launch examples/pretrain.py --data_dir /data/sdo --modalities hmi aia171 aia304 --model_name vit-base
+    accelerate launch examples/pretrain.py examples/configs/quickstart.yaml --max_steps 100
+
+A folder of FITS files is scanned, paired and prepared (once) into `--cache_dir`; what cannot be used is reported with
+its reason. The model, its image processor, metrics and figures go to `--output_dir`, which `AutoModel` and
+`AutoImageProcessor` load. The first argument may be a YAML or JSON file of arguments; later ones override it. Every
+argument of transformers' TrainingArguments is accepted as well.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, resolve_modality
+from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, scan_archive, split_labels
+from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
+from solarchip_hf.training.arguments import read_arguments
+from solarchip_hf.training.report import describe_catalog, describe_pairs, report_pretraining
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name: str = field(
+        default="vit-base",
+        metadata={"help": "vit-tiny, vit-small, vit-base, vit-large or cnn-base; or a saved folder to go on from."},
+    )
+    weight_sharing: str = field(
+        default="instrument",
+        metadata={"help": "instrument: a tower for HMI and one for AIA; modality: one each; shared: one for all."},
+    )
+    modalities: list[str] | None = field(
+        default=None, metadata={"help": "Channels in order, as hmi 171 304; default: all that the data have."}
+    )
+    anchor_modality: str | None = field(
+        default=None, metadata={"help": "The channel that all others are paired with; default: hmi, else the first."}
+    )
+    pairing: str = field(default="anchor", metadata={"help": "anchor: pairs with the anchor; all: every pair."})
+    projection_centering: str | None = field(
+        default=None, metadata={"help": "none, class or tokens: what is centred over the batch before comparison."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Further fields of the configuration as JSON, '{\"image_size\": 512}'."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    data_dir: str | None = field(
+        default=None, metadata={"help": "A folder of FITS (or Helioviewer JPEG2000) files, or a prepared dataset."}
+    )
+    cache_dir: str = field(default="prepared", metadata={"help": "Where prepared datasets are kept."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Prepare again if the archive has changed."})
+    workers: int | None = field(default=None, metadata={"help": "Processes for preparation; default: all cores."})
+    tolerance: str = field(default="6min", metadata={"help": "Largest time difference within an observation."})
+    min_observed: int = field(default=2, metadata={"help": "Channels that an observation must have at least."})
+    geometry: str = field(default="rsun", metadata={"help": "Canonical grid: rsun, arcsec or none."})
+    photometry: str = field(default="nominal", metadata={"help": "Units of AIA: nominal, dn or dn_per_s."})
+    validation_fraction: float = field(default=0.2, metadata={"help": "Share held out, the latest; 0: none."})
+    validation_start: str | None = field(default=None, metadata={"help": "Hold out from this date on instead."})
+    gap: str = field(default="27D", metadata={"help": "Time left out between training and held-out observations."})
+    note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SolarChipTrainingArguments]:
+    """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, SolarChipTrainingArguments),
+        usage="pretrain.py [CONFIG.yaml] --data_dir FOLDER [--model_name NAME] [--output_dir FOLDER] [...]",
+        description=__doc__.partition("\n\n")[0],
+        epilog="`pretrain.py --help` lists every argument.",
+    )
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        argv = read_arguments(argv[0]) + argv[1:]
+    if not {"--output_dir", "--help"} & {word.split("=")[0] for word in argv}:
+        names = [name for word, name in pairwise(argv) if word == "--model_name" and "/" not in name]
+        argv = [*argv, "--output_dir", f"solarchip/{names[-1]}"] if names else argv
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def build_config(model: ModelArguments, data: DataArguments, modalities: list[str]) -> SolarChipConfig:
+    """The configuration of a saved model, or of a new one of a named size."""
+    if Path(model.model_name).is_dir():
+        return SolarChipConfig.from_pretrained(model.model_name)
+    try:
+        overrides = dict(json.loads(model.config_overrides or "{}"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config_overrides: expected a JSON object, got {model.config_overrides!r}.") from error
+    if model.projection_centering is not None:
+        overrides["projection_centering"] = model.projection_centering
+    if data.geometry != "rsun":
+        overrides = {"mask_reconstruction": False, **overrides}
+    if data.geometry == "none":  # no grid, hence no disk to tell patches apart by
+        overrides = {"min_disk_fraction": 0.0, **overrides}
+    anchor = "hmi" if "hmi" in modalities else modalities[0]
+    return SolarChipConfig.from_name(
+        model.model_name,
+        modalities=modalities,
+        weight_sharing=model.weight_sharing,
+        anchor_modality=resolve_modality(model.anchor_modality or anchor),
+        pairing=model.pairing,
+        **overrides,
+    )
+
+
+def check(model: ModelArguments, data: DataArguments) -> None:
+    """Refuses, before any file is read, what cannot work with any data."""
+    if data.data_dir is None or not Path(data.data_dir).is_dir():
+        raise ValueError(
+            f"data_dir: expected a folder of FITS files or a prepared dataset, got {data.data_dir!r}. "
+            "Pass --data_dir FOLDER."
+        )
+    for name in ("tolerance", "gap"):
+        try:
+            pd.Timedelta(getattr(data, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: expected a time span such as '6min' or '27D': {error}.") from error
+    anchor = [resolve_modality(model.anchor_modality)] if model.anchor_modality else []
+    names = [resolve_modality(name) for name in model.modalities or anchor or ["hmi"]]
+    if anchor and anchor[0] not in names:
+        raise ValueError(f"anchor_modality: expected one of the modalities {', '.join(names)}, got {anchor[0]}.")
+    build_config(model, data, names)
+
+
+def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
+    """Scans, pairs and prepares a folder of files; returns the prepared dataset's folder."""
+    folder = Path(data.data_dir)
+    catalog = scan_archive(folder, index=cache_path(model, data).with_suffix(".catalog.parquet"), workers=data.workers)
+    say(describe_catalog(catalog))
+    usable = catalog[catalog["usable"] & catalog["full_disk"] & catalog["modality"].notna()]
+    if not len(usable):
+        raise ValueError(f"data_dir: expected full-disk images of SDO in {folder}, got none that can be used.")
+    wanted = [resolve_modality(name) for name in model.modalities or usable["modality"].unique()]
+    anchor = resolve_modality(model.anchor_modality or ("hmi" if "hmi" in wanted else wanted[0]))
+    least = min(data.min_observed, len(set(wanted)))
+    pairs = pair_observations(catalog, data.tolerance, anchor=anchor, modalities=model.modalities, min_observed=least)
+    labels = ["train"] * len(pairs)
+    if data.validation_start or data.validation_fraction > 0:
+        first = data.validation_start or 1 - data.validation_fraction
+        parts = {"train": first, "validation": None if data.validation_start else data.validation_fraction}
+        try:
+            labels = list(split_labels(pairs["time_nominal"], parts, gap=data.gap))
+        except ValueError as error:
+            say(f"No held-out part: {error}\nTraining on all {len(pairs)} observations.")
+    kept = [label != "gap" for label in labels]
+    pairs, labels = pairs[kept].reset_index(drop=True), [label for label in labels if label != "gap"]
+    say(describe_pairs(pairs, labels))
+    size = build_config(model, data, list(pairs.attrs["modalities"])).image_size
+    processor = SolarChipImageProcessor(
+        modalities=pairs.attrs["modalities"], size=size, geometry=data.geometry, photometry=data.photometry
+    )
+    target = cache_path(model, data)
+    prepare_dataset(pairs, target, processor, splits=labels, workers=data.workers, overwrite=data.overwrite_cache)
+    return target
+
+
+def cache_path(model: ModelArguments, data: DataArguments) -> Path:
+    """Folder of the dataset prepared with these settings."""
+    folder = Path(data.data_dir).resolve()
+    size = build_config(model, data, model.modalities or ["hmi"]).image_size
+    free = ("data_dir", "cache_dir", "workers", "overwrite_cache", "note")
+    facts = {name: value for name, value in vars(data).items() if name not in free}
+    facts |= {"folder": str(folder), "modalities": model.modalities, "anchor": model.anchor_modality}
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    return Path(data.cache_dir) / f"{folder.name}-{size}px-{digest}"
+
+
+def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
+    """Everything before the first step: arguments, data, model, Trainer.
+
+    Raises:
+        ValueError, OSError: Something the user gave cannot be used; the message says what, and what to do.
+    """
+    model_args, data_args, args = parse_arguments(argv)
+    main_process = args.process_index == 0
+    say = print if main_process else lambda *_: None
+    check(model_args, data_args)
+    with args.main_process_first(local=False):
+        folder = Path(data_args.data_dir)
+        if not (folder / "manifest.json").exists():
+            folder = prepare(model_args, data_args, say) if main_process else cache_path(model_args, data_args)
+        dataset = load_observations(folder, modalities=model_args.modalities)
+    train, held_out = (
+        dataset.select((dataset.metadata["split"] == split).to_numpy()) for split in ("train", "validation")
+    )
+    set_seed(args.seed)
+    config = build_config(model_args, data_args, dataset.modalities)
+    saved = Path(model_args.model_name).is_dir()
+    model = SolarChipForPreTraining.from_pretrained(model_args.model_name) if saved else SolarChipForPreTraining(config)
+    if (config.image_size, config.modalities) != (dataset.processor.size, dataset.modalities):
+        raise ValueError(
+            f"data_dir: expected {config.modalities} at {config.image_size} px for "
+            f"{model_args.model_name}, got {dataset.modalities} at {dataset.processor.size} px. "
+            "Prepare the data anew, or set image_size and modalities."
+        )
+    say(
+        f"{len(train)} training and {len(held_out)} held-out observations of {', '.join(dataset.modalities)}; "
+        f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} million parameters."
+    )
+    share = max(1, len(train) // args.world_size)
+    if share < args.per_device_train_batch_size:
+        say(f"Batches of {share} a process instead of {args.per_device_train_batch_size}: there are no more.")
+        args.per_device_train_batch_size = share
+    if args.resume_from_checkpoint in ("true", "True", "last", "auto"):
+        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        say(f"Resuming from {found}." if found else f"No checkpoint in {args.output_dir}: starting anew.")
+        args.resume_from_checkpoint = found
+    trainer = SolarChipTrainer(
+        model, args, train_dataset=train, eval_dataset=held_out or None, processing_class=dataset.processor
+    )
+    return trainer, data_args
+
+
+def main(argv: list[str]) -> int:
+    """Trains and reports; returns the exit code: 2 where what was given cannot be used."""
+    try:
+        trainer, data_args = build(argv)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        return 2
+    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        print(report_pretraining(trainer, metrics, note=data_args.note))
+        print(f"Saved to {trainer.args.output_dir}: AutoModel.from_pretrained({trainer.args.output_dir!r}) loads it.")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

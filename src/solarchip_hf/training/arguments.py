@@ -1,0 +1,122 @@
+"""Arguments of contrastive pretraining: those of transformers, with defaults that suit it, and a few of our own."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from .augmentation import PRESETS
+
+
+@dataclass
+class SolarChipTrainingArguments(TrainingArguments):
+    """Arguments of `SolarChipTrainer`.
+
+    Everything of `transformers.TrainingArguments` is there. Defaults that differ: AdamW with beta2 of .98 and weight
+    decay .05, cosine schedule with a warm-up over 5% of the steps, batches of 16 without a short last one (the number
+    of negatives is part of the loss), a log line every 10 steps, non-finite losses shown as they are, and columns that
+    stay as the dataset gives them.
+
+    Attributes:
+        augmentation: Preset of `SolarAugmentation`: `solar`, `published` or `none`.
+        polarity_reversal: Whether the preset `solar` reverses the sign of the field at random (the other solar cycle).
+        roll_degrees: Largest roll of the preset `solar`, in degrees.
+        retrieval_gallery: Number of held-out observations, from the first in time, that evaluation retrieves among;
+            0 leaves retrieval out.
+        retrieval_block: Neighbouring queries that count as one in the bootstrap of the intervals.
+    """
+
+    output_dir: str | None = field(
+        default="solarchip/vit-base", metadata={"help": "Folder for checkpoints, the model and its processor."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the collator reads the dataset's own columns."}
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Observations a process and step; each brings one image a modality."}
+    )
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Observations a process in evaluation."})
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Drop a short last batch of an epoch of training; evaluation always keeps it."},
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Largest learning rate of the schedule."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Decoupled weight decay of AdamW."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Second moment's decay of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; below 1, the share of all steps."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether to hide non-finite losses from the log."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    augmentation: str = field(
+        default="solar",
+        metadata={
+            "help": "What every training batch goes through: 'solar' (north-south flip with the sign of the field "
+            "reversed, reversed polarity, roll of a few degrees), 'published' (all flips, any angle), or 'none'.",
+            "choices": list(PRESETS),
+        },
+    )
+    polarity_reversal: bool = field(
+        default=True, metadata={"help": "Whether 'solar' reverses the polarity of the whole Sun at random."}
+    )
+    roll_degrees: float = field(default=3.0, metadata={"help": "Largest roll of 'solar', in degrees."})
+    retrieval_gallery: int = field(
+        default=256, metadata={"help": "Held-out observations that evaluation retrieves among; 0: no retrieval."}
+    )
+    retrieval_block: int = field(
+        default=1, metadata={"help": "Neighbouring queries that count as one in the intervals' bootstrap."}
+    )
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = "solarchip/vit-base"
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns: expected false, since the collator reads the columns, got true.")
+        if self.augmentation not in PRESETS:
+            raise ValueError(f"augmentation: expected one of {', '.join(PRESETS)}, got {self.augmentation!r}.")
+        if self.retrieval_gallery < 0 or self.retrieval_block < 1:
+            raise ValueError(
+                "retrieval_gallery and retrieval_block: expected at least 0 and 1, "
+                f"got {self.retrieval_gallery} and {self.retrieval_block}."
+            )
+
+
+def read_arguments(path: str | Path) -> list[str]:
+    """A YAML or JSON file of arguments, written as a command line would have them.
+
+    Args:
+        path: A file of names with values. Lists become several words, mappings JSON; a null is left out.
+
+    Returns:
+        Words such as `["--max_steps", "100", "--modalities", "hmi", "aia171"]`, to be put before those of the real
+        command line, which then win.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no mapping, or no YAML.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML or JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected names with values, got {type(values).__name__}.")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            parts = [json.dumps(value)] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, parts)]
+    return words
+
+
+__all__ = ["SolarChipTrainingArguments", "read_arguments"]

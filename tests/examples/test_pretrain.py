@@ -1,0 +1,226 @@
+"""The pretraining script on FITS files: real runs of a tiny model, a real launch of two processes, bad input."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import AutoImageProcessor, AutoModel
+
+from solarchip_hf.data import SyntheticSun
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "examples" / "pretrain.py"
+TINY = {
+    "image_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "decoder_num_hidden_layers": 1,
+    "projection_dim": 16,
+    "projection_centering": "tokens",
+}
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    spec = importlib.util.spec_from_file_location("pretrain_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """Twelve training days, then eight observations six hours apart, and a broken file."""
+    folder = tmp_path_factory.mktemp("archive")
+    times = pd.date_range("2014-01-01", periods=12, freq="2D").append(pd.date_range("2014-03-01", periods=8, freq="6h"))
+    SyntheticSun(seed=0, size=64).write_archive(folder, times, ["hmi", "aia171"], progress=False)
+    (folder / "AIA20140101_0000_0304.fits").write_text("<html><body>503</body></html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(archive, tmp_path_factory) -> Path:
+    """A configuration file of a quick run."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    values = {
+        "data_dir": str(archive),
+        "cache_dir": str(path.parent / "prepared"),
+        "workers": 0,
+        "model_name": "vit-tiny",
+        "modalities": ["hmi", "171"],
+        "validation_start": "2014-02-25",
+        "config_overrides": TINY,
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-3,
+        "logging_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "note": "SyntheticSun",
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_run_on_fits_files_leaves_a_model_that_auto_classes_load(pretrain, config, tmp_path, capsys, archive):
+    output = tmp_path / "solarchip" / "vit-tiny"
+    assert pretrain.main([str(config), "--output_dir", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"41 files, 40 usable: (hmi 20, aia171 20|aia171 20, hmi 20)", said)
+    assert re.search(r"skipped AIA20140101_0000_0304.fits: .*HTML", said)
+    assert "12 training and 8 held-out observations of hmi, aia171" in said
+    for method in ("patch similarity", "untrained class token", "header geometry (R, B0)", "8 x 8 activity maps"):
+        assert method in said
+
+    processor, model = AutoImageProcessor.from_pretrained(output), AutoModel.from_pretrained(output)
+    files = [next(archive.rglob("hmi*.fits")), next(archive.rglob("AIA*0171.fits"))]
+    outputs = model(**processor([str(file) for file in files], return_tensors="pt"))
+    assert outputs.last_hidden_state.shape == (2, 17, 32)
+    assert outputs.last_hidden_state.isfinite().all()
+
+    facts = json.loads((output / "metrics.json").read_text())
+    assert facts["data"] == "SyntheticSun"
+    assert facts["metrics"]["eval_retrieval_chance@1"] == pytest.approx(1 / 8)
+    assert {row["gallery"] for row in facts["retrieval"]} == {8}
+    assert "| patch similarity | hmi / aia171 |" in (output / "retrieval.md").read_text()
+    assert {path.name for path in (output / "figures").iterdir()} >= {
+        "reconstruction_0.png",
+        "similarity.png",
+        "retrieval.png",
+        "training.png",
+    }
+
+    # the prepared dataset serves as input too, and a finished run resumes from its last checkpoint
+    prepared = next((config.parent / "prepared").glob("*/manifest.json")).parent
+    arguments = [str(config), "--output_dir", str(output), "--data_dir", str(prepared), "--max_steps", "6"]
+    assert pretrain.main([*arguments, "--resume_from_checkpoint", "last"]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-4" in said
+    assert "files," not in said
+    state = json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())
+    assert [line["step"] for line in state["log_history"] if "loss" in line] == [2, 4, 6]
+
+
+def test_too_few_observations_for_a_split_are_all_used_and_it_is_said(pretrain, config, tmp_path, capsys, archive):
+    some = tmp_path / "archive"
+    some.mkdir()
+    for pattern in ("AIA20140101_0000_0171.fits", "hmi*20140101*", "AIA20140103_0000_0171.fits", "hmi*20140103*"):
+        for file in archive.rglob(pattern):
+            (some / file.name).symlink_to(file)
+    arguments = [str(config), "--data_dir", str(some), "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+    assert pretrain.main([*arguments, "--cache_dir", str(tmp_path / "cache"), "--save_strategy", "no"]) == 0
+    said = capsys.readouterr().out
+    assert "No held-out part" in said
+    assert "Training on all 2 observations" in said
+    assert "Batches of 2 a process instead of 4" in said
+    assert (tmp_path / "out" / "figures" / "reconstruction_1.png").exists()
+
+
+def test_two_processes_launched_by_accelerate(config, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "examples" / "accelerate" / "cpu_ddp.yaml"), "--main_process_port", port]
+    command = [*launch, str(SCRIPT), str(config), "--output_dir", str(tmp_path / "out"), "--max_steps", "2"]
+    command += ["--cache_dir", str(tmp_path / "cache")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("12 training and 8 held-out observations") == 1
+    assert "patch similarity" in result.stdout
+    facts = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert facts["metrics"]["eval_retrieval_chance@1"] == pytest.approx(1 / 8)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_real_files_are_reported_and_trained_on(pretrain, sdo_folder, tmp_path, capsys):
+    arguments = ["--data_dir", str(sdo_folder), "--modalities", "aia171", "aia304", "--anchor_modality", "aia171"]
+    arguments += ["--model_name", "vit-tiny", "--weight_sharing", "shared", "--config_overrides", json.dumps(TINY)]
+    arguments += ["--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out"), "--workers", "0"]
+    options = ["--max_steps", "2", "--use_cpu", "--disable_tqdm", "true", "--save_strategy", "no"]
+    assert pretrain.main(arguments + options) == 0
+    said = capsys.readouterr().out
+    for name, reason in {
+        "HMI_continuum.jp2": "CONTINUUM",
+        "aia_171_cutout.fits": "partial disk",
+        "html_not_fits.fits": "HTML",
+        "truncated_aia": "truncated",
+        "hmi.sharp_cea": "CEA",
+        "mdi.fd_m_96m": "MDI",
+    }.items():
+        assert re.search(rf"skipped \S*{re.escape(name)}\S*: .*{reason}", said), name
+    assert "2 training and 0 held-out observations of aia171, aia304" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "data_dir: expected a folder"),
+        (["--data_dir", "/nowhere/at/all"], "'/nowhere/at/all'"),
+        (["{empty}"], "full-disk images of SDO"),
+        (["{archive}", "--modalities", "hmi", "soho"], "'soho'"),
+        (["{archive}", "--modalities", "hmi", "171", "--anchor_modality", "aia94"], "anchor_modality: expected one of"),
+        (["{archive}", "--anchor_modality", "aia94"], "aia94"),
+        (["{archive}", "--model_name", "vit-huge"], "vit-tiny, vit-small"),
+        (["{archive}", "--weight_sharing", "none"], "weight_sharing"),
+        (["{archive}", "--config_overrides", '{"imagesize": 64}'], "Did you mean 'image_size'"),
+        (["{archive}", "--config_overrides", "image_size=64"], "config_overrides: expected a JSON object"),
+        (["{archive}", "--gap", "a while"], "gap"),
+        (["{archive}", "--augmentation", "mirror"], "augmentation"),
+        (["missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(pretrain, arguments, message, archive, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = []
+    for argument in arguments:
+        folder = {"{archive}": archive, "{empty}": tmp_path / "empty"}.get(argument)
+        given += ["--data_dir", str(folder), "--workers", "0"] if folder else [argument]
+    try:
+        code = pretrain.main([*given, "--output_dir", str(tmp_path / "out")])
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_help_names_our_arguments(pretrain, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for name in ("--data_dir", "--model_name", "--tolerance", "--augmentation", "--retrieval_gallery", "--max_steps"):
+        assert name in said
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "published.yaml", "vit_base.yaml"])
+def test_configurations_of_the_repository_parse(pretrain, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "examples" / "configs" / name
+    text = path.read_text().replace("bf16: true", "bf16: false")
+    (tmp_path / name).write_text(text)
+    model, data, args = pretrain.parse_arguments([name, "--use_cpu", "--max_steps", "7"])
+    assert args.max_steps == 7
+    config = pretrain.build_config(model, data, model.modalities or ["hmi", "aia171"])
+    assert config.projection_centering == yaml.safe_load(text)["projection_centering"]
+    assert config.cls_loss_weight == yaml.safe_load(text)["config_overrides"]["cls_loss_weight"]

@@ -1,0 +1,90 @@
+"""Two gloo processes: one draw, terms averaged over ranks, the held-out gallery whole, equal weights at the end."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import Blobs, arguments, tiny_model
+
+from solarchip_hf.training import SolarChipTrainer
+
+OPTIONS = {"max_steps": 3, "logging_steps": 1, "per_device_eval_batch_size": 4}
+
+
+def run(folder: Path, batch: int) -> SolarChipTrainer:
+    """Three steps and an evaluation; the log, the draws and the weights go to a folder."""
+    trainer = SolarChipTrainer(
+        tiny_model(),
+        arguments(folder, per_device_train_batch_size=batch, **OPTIONS),
+        train_dataset=Blobs(24),
+        eval_dataset=Blobs(11, seed=1),
+    )
+    draws = []
+    augment = trainer.augmentation.draw
+    trainer.augmentation.draw = lambda *key: draws.append(repr(augment(*key))) or augment(*key)
+    trainer.train()
+    metrics = trainer.evaluate()
+    facts = {"log": trainer.state.log_history, "draws": draws, "metrics": metrics, "rows": trainer.retrieval_table.rows}
+    (folder / f"facts_{trainer.args.process_index}.json").write_text(json.dumps(facts))
+    trainer.save_model(str(folder / "model"))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One process with batches of 8, and two with batches of 4."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    run(one, 8)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = Path(__file__).parents[2] / "examples" / "accelerate" / "cpu_ddp.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--main_process_port", str(port), __file__, str(two)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return one, two
+
+
+def facts(folder: Path, rank: int = 0) -> dict:
+    return json.loads((folder / f"facts_{rank}.json").read_text())
+
+
+def test_ranks_draw_the_same_and_log_the_terms_of_one_process(folders):
+    one, two = folders
+    assert facts(two)["draws"] == facts(two, 1)["draws"] == facts(one)["draws"]
+    assert len(set(facts(one)["draws"])) == 3
+    single = [line for line in facts(one)["log"] if "cls_loss" in line]
+    double = [line for line in facts(two)["log"] if "cls_loss" in line]
+    assert len(single) == len(double) == 3
+    for left, right in zip(single, double, strict=True):
+        for name in ("loss", "cls_loss", "patch_loss", "intra_loss", "reconstruction_loss", "grad_norm"):
+            assert right[name] == pytest.approx(left[name], rel=2e-3), name
+
+
+def test_weights_after_the_steps_are_those_of_one_process(folders):
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in folders)
+    start = tiny_model().state_dict()
+    weights = [name for name, tensor in one.items() if tensor.is_floating_point()]
+    moved = torch.cat([(one[name] - start[name]).flatten() for name in weights])
+    apart = torch.cat([(one[name] - two[name]).flatten() for name in weights])
+    assert moved.norm() > 0.1
+    assert apart.norm() < 0.02 * moved.norm()
+
+
+def test_gallery_is_whole_and_in_order(folders):
+    one, two = folders
+    for left, right in zip(facts(one)["rows"], facts(two)["rows"], strict=True):
+        assert left["gallery"] == right["gallery"] == (11 if left["pair"] == "hmi / aia171" else 8)
+        assert right["recall@1"] == pytest.approx(left["recall@1"], abs=0.15)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), 4)
