@@ -232,12 +232,11 @@ class SolarChipModel(SolarChipPreTrainedModel):
     def update_centering(self, projections: torch.FloatTensor, observed: torch.BoolTensor) -> None:
         """Moves the running statistics towards those of a batch; over all processes with `gather_negatives`.
 
+        Statistics of another grid of patches than that of `config.image_size` are resized to it.
+
         Args:
             projections: (B, M, 1+L, projection) raw.
             observed: (B, M) bool.
-
-        Raises:
-            ValueError: Positions are centred one by one, and these images are not of `config.image_size`.
         """
         config = self.config
         if not self.centering:
@@ -246,13 +245,7 @@ class SolarChipModel(SolarChipPreTrainedModel):
             projections.detach(), observed, centering=config.projection_centering, gather=config.gather_negatives
         )
         for index, name in enumerate(config.modalities):
-            centering = self.centering[name]
-            if mean[index].shape != centering.mean.shape:
-                raise ValueError(
-                    f"pixel_values: expected {config.image_size} px, for which projection_centering='tokens' keeps "
-                    f"statistics, got another size. Train at it, or set backbone_config.image_size."
-                )
-            centering.update(mean[index], std[index], count[index], config.centering_momentum)
+            self.centering[name].update(mean[index], std[index], count[index], config.centering_momentum)
 
 
 class SolarChipForPreTraining(SolarChipPreTrainedModel):

@@ -55,11 +55,14 @@ class SolarChipCentering(nn.Module):
         """Mixes in the statistics of a batch: a plain average at first, then with weight `momentum`.
 
         Args:
-            mean: (num_tokens, projection) of the observed images of the batch, over all processes.
+            mean: (num_tokens, projection) of the observed images of the batch, over all processes; of another grid of
+                patches too.
             std: As `mean`.
             count: () number of those images; fewer than two say nothing of a deviation and change nothing.
             momentum: Least weight of the newest batch.
         """
+        if len(mean) != len(self.mean):
+            mean, std = (_resize_tokens(table, len(self.mean) - 1) for table in (mean, std))
         enough = count > 1  # stays on the device: a batch without the modality costs no synchronisation
         weight = (1 / (self.num_updates + 1)).clamp(min=momentum) * enough
         self.mean.lerp_(mean.to(self.mean), weight.to(self.mean))
@@ -130,7 +133,12 @@ def run_towers(
 
     Returns:
         The same names with N rows each.
+
+    Raises:
+        ValueError: There are no rows.
     """
+    if not len(inputs):
+        raise ValueError(f"inputs: expected at least one image, got {tuple(inputs.shape)}.")
     run_idle = torch.is_grad_enabled() or world_size() > 1
     parts, order = [], []
     for tower, served in towers.items():
