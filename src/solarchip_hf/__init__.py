@@ -59,7 +59,7 @@ _ROOMS = {
         "compare_with_controls",
         "cross_modal_retrieval",
     ),
-    "hub": ("save_with_code",),
+    "hub": ("convert_checkpoint", "save_with_code"),
 }
 _LAZY = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -124,6 +124,7 @@ __all__ = [
     "SyntheticSun",
     "chronological_split",
     "compare_with_controls",
+    "convert_checkpoint",
     "cross_modal_retrieval",
     "label_flares",
     "load_observations",

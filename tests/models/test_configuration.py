@@ -150,6 +150,7 @@ def test_every_field_is_checked(fields):
         ("cnn", {"layers_per_block": 0}),
         ("cnn", {"latent_channels": 0}),
         ("cnn", {"norm_num_groups": 0}),
+        ("cnn", {"norm_min_channels": 0}),
         ("cnn", {"hidden_act": None}),
         ("cnn", {"double_z": "yes"}),
         ("cnn", {"mid_block_add_attention": 1.0}),
@@ -194,6 +195,8 @@ def test_modalities_of_a_saved_configuration_can_be_selected_but_not_added(tmp_p
     assert SolarChipConfig.from_pretrained(tmp_path, modalities=["304"]).modalities == ["aia304"]
     with pytest.raises(ValueError, match="what the checkpoint holds"):
         SolarChipConfig.from_pretrained(tmp_path, modalities=["94"])
+    with pytest.raises(ValueError, match="expected a list of names, got the text 'hmi'"):
+        SolarChipConfig.from_pretrained(tmp_path, modalities="hmi")
 
 
 def test_backbone_may_be_given_as_config_or_dict():

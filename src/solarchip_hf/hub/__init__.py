@@ -6,7 +6,7 @@ Names are loaded on first use.
 import importlib
 from typing import Any
 
-_HOMES = {"save_with_code": ".remote_code"}
+_HOMES = {"convert_checkpoint": ".convert", "save_with_code": ".remote_code"}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +21,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
-__all__ = ["save_with_code"]
+__all__ = ["convert_checkpoint", "save_with_code"]

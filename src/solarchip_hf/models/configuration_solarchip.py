@@ -46,7 +46,7 @@ def _require_positive(config: PreTrainedConfig, *names: str) -> None:
 class SolarChipViTConfig(PreTrainedConfig):
     """Vision-transformer tower: a CLIP vision model on one channel, and a transformer that decodes its patch tokens.
 
-    The defaults are the published configuration (REFERENCE: 1024 px, patch 64, 768 x 12 layers x 12 heads).
+    The defaults are the published configuration (arXiv 2511.22958): 1024 px, patch 64, 768 x 12 layers x 12 heads.
 
     Attributes:
         image_size: Side of the square image in pixels that the position table is made for; other sizes divisible by
@@ -154,7 +154,8 @@ class SolarChipCNNConfig(PreTrainedConfig):
         block_out_channels: Channels of each resolution; each but the last is followed by a halving.
         layers_per_block: Residual blocks a resolution in the encoder (one more in the decoder).
         latent_channels: Channels of the latent, which is also the width of the tokens.
-        norm_num_groups: Groups of the group norms.
+        norm_num_groups: Groups of the group norms, at the most.
+        norm_min_channels: Groups are halved until each has so many channels; 2 in the research code, 1: never halved.
         hidden_act: Activation.
         double_z: False: an autoencoder. True: a VAE, whose encoder gives the moments of a diagonal Gaussian.
         mid_block_add_attention: Whether the middle blocks attend over the latent's pixels.
@@ -169,6 +170,7 @@ class SolarChipCNNConfig(PreTrainedConfig):
     layers_per_block: int = 2
     latent_channels: int = 32
     norm_num_groups: int = 32
+    norm_min_channels: int = 1
     hidden_act: str = "silu"
     double_z: bool = False
     mid_block_add_attention: bool = True
@@ -181,15 +183,23 @@ class SolarChipCNNConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks that the numbers fit together (part of the `@strict` validation)."""
         _require_positive(self, "image_size", "layers_per_block", "latent_channels", "norm_num_groups")
+        _require_positive(self, "norm_min_channels")
         _require(self, self.num_channels == 1, "num_channels", "1 (every modality is an image of its own)")
         _require(
             self,
             len(self.block_out_channels) > 0
-            and all(width > 0 and width % self.norm_num_groups == 0 for width in self.block_out_channels),
+            and all(width > 0 and width % self.norm_groups(width) == 0 for width in self.block_out_channels),
             "block_out_channels",
-            f"at least one number, each a positive multiple of {self.norm_num_groups=}",
+            f"at least one number, each a positive multiple of its groups ({self.norm_num_groups=})",
         )
         _require(self, self.image_size % self.patch_size == 0, "image_size", f"a multiple of {self.patch_size}")
+
+    def norm_groups(self, channels: int) -> int:
+        """Groups of a group norm over so many channels."""
+        groups = self.norm_num_groups
+        while self.norm_min_channels > 1 and groups > 1 and groups * self.norm_min_channels > channels:
+            groups //= 2
+        return groups
 
     @property
     def patch_size(self) -> int:
@@ -236,7 +246,6 @@ _SIZES: dict[str, dict[str, Any]] = {
     "vit-large": {
         "backbone_config": {
             "model_type": "solarchip_vit",
-            "image_size": 1024,
             "patch_size": 32,
             "hidden_size": 1024,
             "intermediate_size": 4096,
@@ -247,7 +256,7 @@ _SIZES: dict[str, dict[str, Any]] = {
         "projection_dim": 1024,
     },
     "cnn-base": {
-        "backbone_config": {"model_type": "solarchip_cnn"},
+        "backbone_config": {"model_type": "solarchip_cnn", "norm_min_channels": 2},
         "projection_dim": 32,
         "cls_loss_weight": 0.01,
         "patch_loss_weight": 0.0001,
@@ -469,10 +478,12 @@ class SolarChipConfig(PreTrainedConfig):
             **kwargs: Fields to override, as transformers does.
 
         Raises:
-            ValueError: `modalities` names one that the saved configuration does not have.
+            ValueError: `modalities` is no list, or names one that the saved configuration does not have.
         """
         wanted = kwargs.pop("modalities", None)
         if wanted is not None:
+            if isinstance(wanted, str):  # a sequence too, of letters
+                raise ValueError(f"modalities: expected a list of names, got the text {wanted!r}.")
             saved = [cls._resolve(name) for name in config_dict.get("modalities") or MODALITY_NAMES]
             wanted = [cls._resolve(name) for name in wanted]
             absent = [name for name in wanted if name not in saved]

@@ -28,6 +28,13 @@ def _diffusers_blocks() -> tuple[type[nn.Module], type[nn.Module]]:
     return Encoder, Decoder
 
 
+def _set_norm_groups(network: nn.Module, config: SolarChipCNNConfig) -> None:
+    # diffusers knows one number for all widths.
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = config.norm_groups(module.num_channels)
+
+
 class SolarChipCNNPreTrainedModel(SolarChipInitialization, PreTrainedModel):
     """Initialisation and abilities of the convolutional tower and its decoder."""
 
@@ -89,11 +96,12 @@ class SolarChipCNNModel(SolarChipCNNPreTrainedModel):
             down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
             block_out_channels=tuple(config.block_out_channels),
             layers_per_block=config.layers_per_block,
-            norm_num_groups=config.norm_num_groups,
+            norm_num_groups=1,
             act_fn=config.hidden_act,
             double_z=config.double_z,
             mid_block_add_attention=config.mid_block_add_attention,
         )
+        _set_norm_groups(self.encoder, config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.double_z else None
         self.class_projection = nn.Linear(channels, channels)
         self.modality_embedding = (
@@ -171,10 +179,11 @@ class SolarChipCNNDecoder(SolarChipCNNPreTrainedModel):
             up_block_types=("UpDecoderBlock2D",) * len(config.block_out_channels),
             block_out_channels=tuple(config.block_out_channels),
             layers_per_block=config.layers_per_block,
-            norm_num_groups=config.norm_num_groups,
+            norm_num_groups=1,
             act_fn=config.hidden_act,
             mid_block_add_attention=config.mid_block_add_attention,
         )
+        _set_norm_groups(self.decoder, config)
         self.post_init()
 
     def forward(self, latents: torch.FloatTensor, tower_ids: torch.LongTensor | None = None) -> torch.FloatTensor:
