@@ -103,7 +103,7 @@ def test_every_public_name_is_there():
         solarchip_hf.SolarChipp  # noqa: B018
 
 
-@pytest.mark.parametrize("room", ["data", "training", "hub"])
+@pytest.mark.parametrize("room", ["data", "training", "evaluation", "hub"])
 def test_every_public_class_of_a_room_is_a_public_name_of_the_package(room):
     module = importlib.import_module(f"solarchip_hf.{room}")
     assert module.__all__

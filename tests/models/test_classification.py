@@ -135,8 +135,19 @@ def test_unknown_labels_add_nothing():
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(logits.grad, torch.zeros(4, 4))
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
-        classification_loss(logits, torch.zeros(4, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(4, 4, dtype=torch.long), r"expected 4 integers, got \(4, 4\)"),
+        (torch.zeros(4), r"expected 4 integers, got \(4,\) of torch.float32"),
+        (torch.tensor([0, 4, -1, 1]), r"expected classes in 0\.\.3, or -1, got 4"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=f"labels: {message}"):
+        classification_loss(torch.randn(4, 4), labels)
 
 
 def test_config_reaches_the_loss():

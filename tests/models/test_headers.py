@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from solarchip_hf.models.header_cards import calendar_time, number, parse_time, 
 from solarchip_hf.models.headers import SolarImage, SolarImageError
 from solarchip_hf.models.pointing import earth_sun_distance, read_pointing
 from solarchip_hf.models.quality import decode_quality, parse_quality
+from solarchip_hf.models.readers import read_image
 
 BASE = {
     "INSTRUME": "AIA_3",
@@ -67,6 +69,15 @@ def test_solar_image_is_small_and_picklable():
     )
     assert image.shape == (3, 4)
     assert pickle.loads(pickle.dumps(image)).rsun_arcsec == 960.0
+
+
+def test_times_of_a_record_are_utc(sdo_folder):
+    image = read_image(sdo_folder / "AIAsynoptic0171.fits", header_only=True)
+    naive = replace(image, time=image.time.replace(tzinfo=None))
+    elsewhere = replace(image, time=image.time.astimezone(timezone(timedelta(hours=9))))
+    for changed in (naive, elsewhere):
+        assert changed.time == image.time
+        assert changed.time.tzinfo is UTC
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,23 @@ def test_arrays_are_canonical_already(processor, aia171):
     larger = processor(np.kron(physical, np.ones((2, 2))), modality=171, return_tensors="np")
     np.testing.assert_allclose(larger["pixel_values"], expected, atol=2e-5)
     assert processor(np.ones((SIZE, SIZE), dtype=np.int16), modality="hmi")["modality_ids"].tolist() == [0]
+    swapped = processor(np.asfortranarray(physical).astype(">f4"), modality=171, return_tensors="np")
+    np.testing.assert_array_equal(swapped["pixel_values"], single["pixel_values"])
+    masked = np.ma.masked_array(physical, mask=physical > 1000)
+    holed = np.where(masked.mask, np.nan, physical)
+    assert masked.mask.any()
+    torch.testing.assert_close(
+        processor(masked, modality=171)["pixel_values"], processor(holed, modality=171)["pixel_values"]
+    )
+
+
+def test_an_image_without_pixels_is_refused(processor, aia171):
+    empty = np.full((SIZE, SIZE), np.nan)
+    elsewhere = replace(read_image(aia171), crpix=(-5000.0, 512.5))
+    for image, modality in ((empty, "171"), (read_image(aia171, header_only=True), None), (elsewhere, None)):
+        with pytest.raises(SolarImageError, match="pixels: expected any finite one"):
+            processor(image, modality=modality)
+        assert not processor(image, modality=modality, require_usable=False)["pixel_values"].any()
 
 
 def test_observations(processor, sdo_folder, aia171, tmp_path):
@@ -233,6 +250,15 @@ def test_photometry_names_its_unit(aia171):
         np.testing.assert_allclose(found, expected[1], rtol=1e-5)
 
 
+def test_a_map_divided_by_its_exposure_time_is_a_rate(processor, aia171):
+    import sunpy.map
+
+    image = sunpy.map.Map(aia171)
+    rate = image / image.exposure_time
+    assert rate.meta["bunit"] == "1 / s"  # the file has no BUNIT
+    torch.testing.assert_close(processor(rate)["pixel_values"], processor(image)["pixel_values"], atol=1e-5, rtol=0)
+
+
 def test_missing_exposure_names_the_card(aia171):
     image = replace(read_image(aia171), exposure=None)
     with pytest.raises(SolarImageError, match="EXPTIME: expected an exposure time"):
@@ -306,9 +332,20 @@ def test_incomplete_statistics_are_refused(processor):
     wrong_unit = {**whole["modalities"], "aia171": {"mean": 1.0, "std": 1.0, "unit": "DN/s"}}
     with pytest.raises(ValueError, match="unit 'DN' for 'aia171', got 'DN/s'"):
         processor.with_statistics({**whole, "modalities": wrong_unit})
+    for row in ({"mean": 1.0, "std": 1.0}, {"mean": 1.0, "unit": "DN"}):
+        with pytest.raises(ValueError, match="expected mean, std and unit for 'aia171'"):
+            processor.with_statistics({**whole, "modalities": {**whole["modalities"], "aia171": row}})
     flat = {**whole["modalities"], "hmi": {"mean": 0.0, "std": 0.0, "unit": "G"}}
     with pytest.raises(ValueError, match="positive std for 'hmi'"):
         processor.with_statistics({**whole, "modalities": flat})
+
+
+def test_statistics_are_copied_as_plain_numbers(processor):
+    given = statistics_for(processor)
+    given["modalities"]["aia171"] |= {"mean": np.float32(1.5), "std": np.float32(0.5)}
+    other = processor.with_statistics(given)
+    given["modalities"]["aia171"]["mean"] = 99.0
+    assert json.loads(other.to_json_string())["statistics"]["modalities"]["aia171"]["mean"] == 1.5
 
 
 def test_with_statistics_changes_the_scale_only(processor, aia171):
@@ -342,6 +379,9 @@ def test_settings_are_checked():
         ({"size": 0}, "size: expected a whole number"),
         ({"modalities": ["171", "aia171"]}, "modalities: expected a list of different channels"),
         ({"modalities": ["172"]}, "modality: expected one of"),
+        ({"photometri": "dn"}, "SolarChipImageProcessor: .* got 'photometri'. Did you mean 'photometry'"),
+        ({"size": "128"}, "size: expected a whole number of pixels, 8 or more, got '128'"),
+        ({"modalities": "171"}, "modalities: expected a list of names, got the text '171'"),
         ({"degradation": "no/such/table.csv"}, "which is no file"),
         ({"preset": "best"}, "preset: expected one of 'published'"),
     ):
@@ -368,6 +408,14 @@ def test_from_pretrained_overrides(aia171, tmp_path):
     assert (changed.modalities, changed.size, changed.photometry) == (["aia171", "hmi"], 64, "dn")
     assert changed.statistics["size"] == 64
     assert changed(aia171)["modality_ids"].tolist() == [0]
+    for geometry, policy in (("none", "zero"), ("arcsec", "support")):
+        other = SolarChipImageProcessor.from_pretrained(tmp_path, geometry=geometry)
+        assert (other.geometry, other.off_disk, other.statistics["geometry"]) == (geometry, policy, geometry)
+    assert SolarChipImageProcessor.from_pretrained(tmp_path, geometry="none", off_disk="keep").off_disk == "keep"
+    with pytest.raises(ValueError, match="Did you mean 'off_disk'"):
+        SolarChipImageProcessor.from_pretrained(tmp_path, offdisk="keep")
+    with pytest.raises(ValueError, match="preset: expected none, since a saved"):
+        SolarChipImageProcessor.from_pretrained(tmp_path, preset="published")
     trained = SolarChipImageProcessor(size=SIZE)
     trained.with_statistics(statistics_for(trained)).save_pretrained(tmp_path)
     assert SolarChipImageProcessor.from_pretrained(tmp_path, modalities=["171"]).modalities == ["aia171"]
@@ -458,6 +506,10 @@ def test_post_process_gives_physical_units(processor, sdo_folder, aia171):
         np.testing.assert_allclose(image[inside], expected[inside], rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="pixel_values: expected"):
         processor.post_process(batch["pixel_values"], [3])
+    for ids in ([3, 11], [3, -1]):
+        with pytest.raises(ValueError, match="modality_ids: expected positions in"):
+            processor.post_process(batch["pixel_values"], ids)
+    assert processor.post_process(batch["pixel_values"][:0], []).shape == (0, SIZE, SIZE)
 
 
 def fitted_limb(data: np.ndarray, centre: tuple[float, float], radius: float) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .modalities import MODALITY_NAMES, resolve_modality
+from .settings import refuse_typos
 
 # Ordered flare classes of the full-disk forecast: below C (quiet included), C, M, X.
 FLARE_CLASSES = ("0AB", "C", "M", "X")
@@ -19,17 +20,6 @@ _COMMON_FIELDS = frozenset(field.name for field in fields(PreTrainedConfig))
 
 def _own_fields(config_class: type) -> list[str]:
     return [field.name for field in fields(config_class) if field.name not in _COMMON_FIELDS]
-
-
-def _refuse_typos(config_class: type, keywords: dict[str, Any]) -> None:
-    """transformers keeps keyword arguments that it does not know; one that resembles a field of ours is a typo."""
-    names = _own_fields(config_class)
-    for key in keywords:
-        close = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-        if close:
-            raise ValueError(
-                f"{config_class.__name__}: expected a known field, got {key!r}. Did you mean {close[0]!r}?"
-            )
 
 
 def _require(config: PreTrainedConfig, condition: bool, name: str, expected: str) -> None:
@@ -95,7 +85,7 @@ class SolarChipViTConfig(PreTrainedConfig):
     decoder_layout: Literal["patch", "raster"] = "patch"
 
     def __post_init__(self, **kwargs):
-        _refuse_typos(type(self), kwargs)
+        refuse_typos(type(self).__name__, _own_fields(type(self)), kwargs)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -176,7 +166,7 @@ class SolarChipCNNConfig(PreTrainedConfig):
     mid_block_add_attention: bool = True
 
     def __post_init__(self, **kwargs):
-        _refuse_typos(type(self), kwargs)
+        refuse_typos(type(self).__name__, _own_fields(type(self)), kwargs)
         self.block_out_channels = list(self.block_out_channels)
         super().__post_init__(**kwargs)
 
@@ -347,7 +337,7 @@ class SolarChipConfig(PreTrainedConfig):
     ordinal: bool = False
 
     def __post_init__(self, **kwargs):
-        _refuse_typos(type(self), kwargs)
+        refuse_typos(type(self).__name__, _own_fields(type(self)), kwargs)
         self.backbone_config = self._build_backbone(self.backbone_config)
         misplaced = sorted(set(kwargs) & set(_own_fields(type(self.backbone_config))))
         if misplaced:

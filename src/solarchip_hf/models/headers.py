@@ -1,7 +1,7 @@
 """Typed facts of one solar image, and the error that names what cannot be handled."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ class SolarImage:
         modality: Name from `MODALITIES`, or None where the image is none of them.
         source: The path, or a description, for messages.
         instrument: As the header names it, upper case: `"AIA"`, `"HMI"`, `"MDI"`, ...
-        time: Mid-observation time, UTC, time-zone aware.
+        time: Mid-observation time, UTC, time-zone aware. Given without a zone it is taken as UTC, given in another zone
+            it is converted; `time_nominal` likewise.
         time_nominal: The slot of the series: T_REC for HMI (its calendar date is the TAI one, marked UTC), DATE-OBS
             rounded to the cadence for AIA; the observation time where there is no known series.
         exposure: Exposure time in seconds; None where it has no meaning (HMI).
@@ -84,6 +85,13 @@ class SolarImage:
     reason: str = ""
     notes: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("time", "time_nominal"):
+            value = getattr(self, name)
+            if value is not None and value.tzinfo is not UTC:
+                value = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+                object.__setattr__(self, name, value)  # the record is frozen for everybody else
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Images without a header, arrays and 8-bit quick-looks, as `SolarImage`."""
+"""The forms that images come in: lists and batches of them, and arrays without a header as `SolarImage`."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def image_from_array(array: np.ndarray | torch.Tensor, modality: str, unit: str,
     """Takes an array as a canonical image already: square, north-up, row 0 in the south, filling the frame.
 
     Args:
-        array: (H, H) or (1, H, H) real numbers; NaN where invalid.
+        array: (H, H) or (1, H, H) real numbers; NaN or masked where invalid.
         modality: Name from `MODALITIES`.
         unit: Its unit.
         geometry: Grid that it is on.
@@ -36,6 +36,8 @@ def image_from_array(array: np.ndarray | torch.Tensor, modality: str, unit: str,
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = array.float().numpy() if array.is_floating_point() else array.numpy()  # bfloat16 has no NumPy form
+    elif isinstance(array, np.ma.MaskedArray):
+        array = np.ma.filled(array.astype(np.float32), np.nan)
     pixels = np.asarray(array)
     if pixels.ndim == 3 and pixels.shape[0] == 1:
         pixels = pixels[0]
@@ -64,4 +66,31 @@ def image_from_array(array: np.ndarray | torch.Tensor, modality: str, unit: str,
     )
 
 
-__all__ = ["image_from_array", "is_array"]
+def as_list(images: Any, modality: Any) -> tuple[list[Any], list[Any]]:
+    """Images and their modalities as lists of equal length.
+
+    Args:
+        images: One image, a list or tuple of images, or an array (N, H, W) or (N, 1, H, W).
+        modality: One channel or None for all of them, or a list with one for each.
+
+    Raises:
+        ValueError: There is no image, the array has another shape, or the numbers differ.
+    """
+    if type(images) in (list, tuple):  # an astropy HDUList is a list too, but one image
+        images = list(images)
+    elif is_array(images) and images.ndim in (3, 4):
+        if images.ndim == 4 and images.shape[1] != 1:
+            raise ValueError(f"images: expected (N, H, W) or (N, 1, H, W), got {tuple(images.shape)}.")
+        images = list(images[:, 0] if images.ndim == 4 else images)
+    else:
+        images = [images]
+    if not images:
+        raise ValueError("images: expected at least one, got an empty list.")
+    if type(modality) not in (list, tuple):
+        return images, [modality] * len(images)
+    if len(modality) != len(images):
+        raise ValueError(f"modality: expected one, or {len(images)} for {len(images)} images, got {len(modality)}.")
+    return images, list(modality)
+
+
+__all__ = ["as_list", "image_from_array", "is_array"]

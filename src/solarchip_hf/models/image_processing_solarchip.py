@@ -20,13 +20,14 @@ from .geometry import (
     to_canonical,
 )
 from .headers import SolarImage, SolarImageError
-from .image_inputs import image_from_array, is_array
+from .image_inputs import as_list, image_from_array, is_array
 from .image_statistics import approximate_statistics, check_statistics, is_approximate, published_statistics
 from .jpeg2000 import decode_quicklook
 from .modalities import MODALITIES, MODALITY_NAMES, resolve_modality
 from .photometry import PHOTOMETRIES, degradation_factor, load_degradation, photometric_factor, physical_unit
 from .readers import read_image, require_modality
 from .scaling import SCALINGS, standardize, unstandardize
+from .settings import choice, refuse_typos, square_size
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +54,6 @@ def _mask(size: int, radius: float) -> np.ndarray:
     mask = disk_mask(size, radius)
     mask.setflags(write=False)
     return mask
-
-
-def _choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
-    return value
-
-
-def _square_size(size: Any) -> int:
-    if isinstance(size, Mapping):
-        sides = {int(value) for value in size.values()}
-        if len(sides) != 1:
-            raise ValueError(f"size: expected one number, since the canonical image is square, got {dict(size)}.")
-        size = sides.pop()
-    if isinstance(size, bool) or int(size) != size or size < 8:
-        raise ValueError(f"size: expected a whole number of pixels, 8 or more, got {size!r}.")
-    return int(size)
 
 
 class SolarChipImageProcessor(BaseImageProcessor):
@@ -101,7 +85,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
         preset: `"published"` sets everything but `modalities` as the published method has it; see `published`.
 
     Raises:
-        ValueError: A setting is unknown, or the statistics belong to other settings.
+        ValueError: A setting is unknown or misspelt, or the statistics belong to other settings.
     """
 
     model_input_names = ["pixel_values", "modality_ids"]  # noqa: RUF012
@@ -122,22 +106,25 @@ class SolarChipImageProcessor(BaseImageProcessor):
         preset: str | None = None,
         **kwargs: Any,
     ):
+        refuse_typos(type(self).__name__, self.valid_kwargs.__annotations__, kwargs)
         super().__init__(**kwargs)
         if preset is not None:
-            _choice("preset", preset, ("published",))
+            choice("preset", preset, ("published",))
             size, geometry, photometry, degradation, scaling, off_disk = 1024, "none", "dn", None, "log1p", "zero"
             statistics = published_statistics()
+        if isinstance(modalities, str):  # a sequence too, of letters
+            raise ValueError(f"modalities: expected a list of names, got the text {modalities!r}.")
         self.modalities = [resolve_modality(name) for name in (MODALITY_NAMES if modalities is None else modalities)]
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities: expected a list of different channels, got {modalities!r}.")
-        self.size = _square_size(size)
-        self.geometry = _choice("geometry", geometry, GEOMETRIES)
-        self.photometry = _choice("photometry", photometry, PHOTOMETRIES)
+        self.size = square_size(size)
+        self.geometry = choice("geometry", geometry, GEOMETRIES)
+        self.photometry = choice("photometry", photometry, PHOTOMETRIES)
         self.degradation = load_degradation(degradation)
-        self.scaling = _choice("scaling", scaling, SCALINGS)
+        self.scaling = choice("scaling", scaling, SCALINGS)
         if off_disk is None:
             off_disk = "zero" if geometry == "none" else "support"
-        self.off_disk = _choice("off_disk", off_disk, OFF_DISK_POLICIES)
+        self.off_disk = choice("off_disk", off_disk, OFF_DISK_POLICIES)
         if (geometry == "none" and off_disk in ("support", "disk")) or (geometry == "arcsec" and off_disk == "disk"):
             raise ValueError(
                 f"off_disk: expected a policy that needs no fixed solar radius for geometry={geometry!r}, got "
@@ -149,6 +136,29 @@ class SolarChipImageProcessor(BaseImageProcessor):
     def published(cls, modalities: Sequence[str] | None = None) -> "SolarChipImageProcessor":
         """The published preprocessing: raw DN and gauss, resized to 1024 px, NaN to 0, the published statistics."""
         return cls(preset="published", modalities=modalities)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any):
+        """Builds a processor from a saved one; keywords override its settings, as `from_pretrained` passes them on.
+
+        With another `geometry` the off-disk policy is the default one of that geometry, unless it is given too.
+
+        Args:
+            image_processor_dict: The content of a `preprocessor_config.json`.
+            **kwargs: Settings to override, as transformers does.
+
+        Raises:
+            ValueError: A keyword is a misspelt setting; or `preset` is given, which leaves nothing of what was saved.
+        """
+        refuse_typos(cls.__name__, cls.valid_kwargs.__annotations__, kwargs)
+        settings = dict(image_processor_dict)
+        if kwargs.get("preset") is not None:
+            raise ValueError(
+                f"preset: expected none, since a saved processor has settings; make a new {cls.__name__}(preset=...)."
+            )
+        if kwargs.get("geometry", settings.get("geometry")) != settings.get("geometry"):
+            settings["off_disk"] = None
+        return super().from_dict(settings, **kwargs)
 
     @property
     def statistics_key(self) -> dict[str, Any]:
@@ -166,8 +176,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
         key = self.statistics_key
         if statistics is None or (is_approximate(statistics) and any(statistics.get(k) != key[k] for k in key)):
             return approximate_statistics(key)
-        check_statistics(statistics, key, self.modalities)
-        return dict(statistics)
+        return check_statistics(statistics, key, self.modalities)
 
     def with_statistics(self, statistics: Mapping[str, Any] | None) -> "SolarChipImageProcessor":
         """A new processor with the same settings and other statistics."""
@@ -230,7 +239,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
             image: Any single image that the class accepts.
             modality: Its channel; needed where the image does not tell, else checked against it.
             quicklook: Whether 8-bit, stretched images may be taken, approximately.
-            require_usable: Whether a quality word that advises against use is an error.
+            require_usable: Whether a quality word that advises against use, or an image without any pixel, is an error.
 
         Returns:
             The header facts with the WCS of the canonical image (their `data` is empty, `header` is the original), and
@@ -249,6 +258,11 @@ class SolarChipImageProcessor(BaseImageProcessor):
         pixels = to_canonical(opened, self.size, self.geometry)
         if factor != 1.0:
             pixels *= np.float32(factor)
+        if require_usable and not np.isfinite(pixels).any():
+            raise SolarImageError(
+                opened.source, "pixels", "any finite one on the canonical grid", "none",
+                "Were only the header's facts read, or is the WCS (CRPIX, CRVAL) wrong?",
+            )  # fmt: skip
         facts = canonical_facts(opened, self.size, self.geometry)
         if MODALITIES[name].instrument == "hmi" and self.geometry != "none":
             radius = 1.0
@@ -365,7 +379,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
                 raise ValueError("modality: expected none with mappings, whose keys are the modalities.")
             data, headers = self._observations(images, options)
         else:
-            data, headers = self._images(*_as_list(images, modality), options)  # type: ignore[assignment]
+            data, headers = self._images(*as_list(images, modality), options)  # type: ignore[assignment]
         batch = BatchFeature(data, tensor_type=return_tensors)
         return (batch, headers) if return_headers else batch
 
@@ -425,7 +439,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
 
         Raises:
             ImportError: Maps are asked for and sunpy is not installed.
-            ValueError: The numbers of images, ids and headers differ.
+            ValueError: The numbers of images, ids and headers differ, or an id is none of `modalities`.
         """
         ids = [int(value) for value in modality_ids]
         if pixel_values.ndim == 4 and pixel_values.shape[1] == 1:
@@ -435,10 +449,12 @@ class SolarChipImageProcessor(BaseImageProcessor):
                 f"pixel_values: expected ({len(ids)}, 1, size, size) for {len(ids)} ids, got "
                 f"{tuple(pixel_values.shape)}."
             )
+        if any(not 0 <= value < len(self.modalities) for value in ids):
+            raise ValueError(f"modality_ids: expected positions in {self.modalities}, got {ids}.")
         names = [self.modalities[value] for value in ids]
         images = [self.unscale(values, name) for values, name in zip(pixel_values, names, strict=True)]
         if headers is None:
-            return np.stack(images)
+            return np.stack(images) if images else np.empty((0, self.size, self.size), dtype=np.float32)
         if len(headers) != len(ids):
             raise ValueError(f"headers: expected {len(ids)}, one an image, got {len(headers)}.")
         return [self.to_map(*triple) for triple in zip(images, names, headers, strict=True)]
@@ -464,25 +480,6 @@ class SolarChipImageProcessor(BaseImageProcessor):
             exposure = MODALITIES[name].nominal_exposure
         header = canonical_header(facts, name, physical_unit(name, self.photometry), exposure)
         return Map(physical, header)
-
-
-def _as_list(images: Any, modality: Any) -> tuple[list[Any], list[Any]]:
-    """Images and their modalities as lists of equal length."""
-    if type(images) in (list, tuple):  # an astropy HDUList is a list too, but one image
-        images = list(images)
-    elif is_array(images) and images.ndim in (3, 4):
-        if images.ndim == 4 and images.shape[1] != 1:
-            raise ValueError(f"images: expected (N, H, W) or (N, 1, H, W), got {tuple(images.shape)}.")
-        images = list(images[:, 0] if images.ndim == 4 else images)
-    else:
-        images = [images]
-    if not images:
-        raise ValueError("images: expected at least one, got an empty list.")
-    if type(modality) not in (list, tuple):
-        return images, [modality] * len(images)
-    if len(modality) != len(images):
-        raise ValueError(f"modality: expected one, or {len(images)} for {len(images)} images, got {len(modality)}.")
-    return images, list(modality)
 
 
 __all__ = ["OFF_DISK_POLICIES", "SolarChipImageProcessor", "SolarChipImageProcessorKwargs"]

@@ -101,8 +101,11 @@ def is_approximate(statistics: Mapping[str, Any]) -> bool:
     return str(statistics.get("source", "")).startswith("approximate")
 
 
-def check_statistics(statistics: Mapping[str, Any], key: Mapping[str, Any], modalities: list[str]) -> None:
+def check_statistics(statistics: Mapping[str, Any], key: Mapping[str, Any], modalities: list[str]) -> dict[str, Any]:
     """Refuses statistics that belong to other settings or lack a modality.
+
+    Returns:
+        A copy, whose means and deviations are plain floats.
 
     Raises:
         ValueError: With the key at fault, what the processor has and what the statistics have.
@@ -116,16 +119,20 @@ def check_statistics(statistics: Mapping[str, Any], key: Mapping[str, Any], moda
                 f"(source: {statistics.get('source', 'unknown')}). Statistics hold for their own settings only: "
                 "compute them anew on your dataset, or pass statistics=None for approximate ones."
             )
+    rows = {name: dict(row) for name, row in statistics.get("modalities", {}).items()}
     for name in modalities:
-        row = statistics.get("modalities", {}).get(name)
-        if row is None:
-            have = ", ".join(statistics.get("modalities", {}))
-            raise ValueError(f"statistics: expected an entry for {name!r}, got {have or 'none'}.")
+        if name not in rows:
+            raise ValueError(f"statistics: expected an entry for {name!r}, got {', '.join(rows) or 'none'}.")
+        row = rows[name]
+        if not {"mean", "std", "unit"} <= set(row):
+            raise ValueError(f"statistics: expected mean, std and unit for {name!r}, got {row}.")
+        row["mean"], row["std"] = float(row["mean"]), float(row["std"])
         if not (math.isfinite(row["mean"]) and math.isfinite(row["std"]) and row["std"] > 0):
             raise ValueError(f"statistics: expected a finite mean and a positive std for {name!r}, got {row}.")
         unit = physical_unit(name, key["photometry"])
-        if row.get("unit", unit) != unit:
+        if row["unit"] != unit:
             raise ValueError(f"statistics: expected unit {unit!r} for {name!r}, got {row['unit']!r}.")
+    return {**statistics, "modalities": rows}
 
 
 __all__ = [

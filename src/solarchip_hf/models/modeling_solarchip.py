@@ -80,7 +80,9 @@ class SolarChipPreTrainedModel(SolarChipInitialization, PreTrainedModel):
         """Patterns of the keys that a checkpoint of more modalities holds and this model does not want."""
         absent = [name for name in MODALITY_NAMES if name not in config.modalities]
         names = "|".join(map(re.escape, absent)) or "(?!)"
-        towers = "|".join({"hmi", "aia", "shared", *MODALITY_NAMES} - set(config.towers()))
+        # Of the same sharing only: weights of another sharing are foreign, and are reported as such.
+        possible = {"shared": {"shared"}, "instrument": {"hmi", "aia"}, "modality": set(MODALITY_NAMES)}
+        towers = "|".join(sorted(possible[config.weight_sharing] - set(config.towers()))) or "(?!)"
         return [
             rf"(^|\.)(towers|decoders)\.({towers})\.",
             rf"(^|\.)modality_embedding\.({names})$",
@@ -129,9 +131,9 @@ class SolarChipPreTrainedModel(SolarChipInitialization, PreTrainedModel):
             )
         if observed is None:
             observed = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        observed = torch.as_tensor(observed, dtype=torch.bool, device=pixel_values.device)
         if observed.shape != pixel_values.shape[:2]:
             raise ValueError(f"observed: expected {tuple(pixel_values.shape[:2])}, got {tuple(observed.shape)}.")
-        observed = observed.bool()
         # `where` and not a product, or a missing image's NaN would reach loss and gradient.
         return torch.where(observed[:, :, None, None], pixel_values, 0.0), observed
 

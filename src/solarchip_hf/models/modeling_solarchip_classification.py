@@ -26,7 +26,7 @@ def classification_loss(
 
     Args:
         logits: (B, K).
-        labels: (B,) in 0..K-1, or -1 where unknown.
+        labels: (B,) integers in 0..K-1, or negative where unknown.
         class_weights: K weights; None: equal.
         focal_gamma: 0 is plain cross-entropy.
 
@@ -34,10 +34,12 @@ def classification_loss(
         A scalar, zero if no label is known.
 
     Raises:
-        ValueError: Labels of another shape.
+        ValueError: Labels of another shape, or that are no classes.
     """
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels: expected shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}.")
+    if labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"labels: expected {len(logits)} integers, got {tuple(labels.shape)} of {labels.dtype}.")
+    if (labels >= logits.shape[1]).any():  # on a GPU, indexing beyond the classes would end the process
+        raise ValueError(f"labels: expected classes in 0..{logits.shape[1] - 1}, or -1, got {int(labels.max())}.")
     known = labels >= 0
     targets = labels.clamp_min(0).long()
     log_probability = logits.float().log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]

@@ -365,8 +365,10 @@ def _unit(header: Mapping[str, Any], instrument: str, quicklook: bool) -> str:
         return "G"
     if not bare:
         return {"AIA": "DN", "HMI": "G", "MDI": "G"}.get(instrument, "")
+    # sunpy gives a Map without BUNIT the unit "1 / s" when it is divided by its exposure time
+    counts = _COUNTS | {"", "1"} if instrument == "AIA" else _COUNTS
     for per_second in ("/s", "/sec", "s-1", "s**-1", "s^-1", "/second"):
-        if bare.removesuffix(per_second) in _COUNTS and bare.endswith(per_second):
+        if bare.removesuffix(per_second) in counts and bare.endswith(per_second):
             return "DN/s"
     return "DN" if bare in _COUNTS else written
 
