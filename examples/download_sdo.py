@@ -26,9 +26,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tolerance", default="6min", help="how far a frame may lie from its slot (%(default)s)")
     parser.add_argument("--source", nargs="+", default=[JSOC], help="the tree's address, then mirrors (%(default)s)")
     parser.add_argument("--nrt", action="store_true", help="ask the near-real-time series where there is no other file")
-    parser.add_argument(
-        "--search", choices=["tree", "fido"], default="tree", help="who finds AIA's files (%(default)s)"
-    )
+    parser.add_argument("--search", choices=["tree", "fido"], default="tree", help="what finds AIA files (%(default)s)")
     parser.add_argument("--retries", type=int, default=4, help="further tries after a failure (default %(default)s)")
     parser.add_argument("--backoff", type=float, default=2.0, help="seconds before the first of them (%(default)s)")
     parser.add_argument("--threads", type=int, default=4, help="files at a time (default %(default)s)")

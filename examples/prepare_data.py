@@ -4,6 +4,9 @@
     python examples/prepare_data.py pair catalog.parquet --output pairs.parquet --anchor hmi --tolerance 6min
     python examples/prepare_data.py prepare pairs.parquet prepared/ --size 512 --train-end 2019-01-01
 
+`scan --format sdoml STORE ...` and `scan --format surya INDEX.csv` take the Zarr stores of SDOML v2 (folders or s3://
+addresses) and Surya's core-sdo instead of a folder of files.
+
 `prepare` also takes the archive's folder itself, and then scans and pairs first. Every step may be interrupted and
 called again: `scan` reads only files that are new or changed, `prepare` does the shards that are missing.
 """
@@ -16,12 +19,30 @@ from pathlib import Path
 import pandas as pd
 
 from solarchip_hf import SolarChipImageProcessor
-from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, read_catalog, scan_archive
+from solarchip_hf.data import (
+    load_observations,
+    pair_observations,
+    prepare_dataset,
+    read_catalog,
+    scan_archive,
+    scan_sdoml,
+    scan_surya,
+)
+from solarchip_hf.data.catalog import write_catalog
+from solarchip_hf.data.sources import merge_catalogs
 
 
 def scan(arguments: argparse.Namespace) -> None:
     """Reads headers into a catalogue and says what was found."""
-    catalog = scan_archive(arguments.folder, index=arguments.index, workers=arguments.workers)
+    if arguments.format == "files":
+        if len(arguments.folder) > 1:
+            raise ValueError(f"folder: expected one root of an archive of files, got {arguments.folder}.")
+        (folder,) = arguments.folder
+        catalog = scan_archive(folder, index=arguments.index, workers=arguments.workers)
+    else:
+        tables = [scan_sdoml(arguments.folder)] if arguments.format == "sdoml" else map(scan_surya, arguments.folder)
+        catalog = merge_catalogs(tables)
+        write_catalog(catalog, Path(arguments.index))
     report = catalog.attrs["report"]
     print(f"{report['files']} files: {report['read']} read now, {report['kept']} known, {report['gone']} gone")
     usable = catalog[catalog["usable"]]
@@ -111,7 +132,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="scan | pair | prepare")
 
     one = commands.add_parser("scan", help="read headers into a catalogue")
-    one.add_argument("folder", help="root of the archive")
+    one.add_argument("folder", nargs="+", help="root of the archive; stores or indices of the other formats")
+    one.add_argument("--format", default="files", choices=["files", "sdoml", "surya"], help="default %(default)s")
     one.add_argument("--index", default="catalog.parquet", help="the catalogue, read and written (default %(default)s)")
     one.add_argument("--workers", type=int, help="reading processes (default: the number of cores)")
     one.set_defaults(run=scan)

@@ -18,11 +18,13 @@ def small_archive(tmp_path_factory) -> Path:
 def deadly(tmp_path, monkeypatch):
     """Makes every child process die by SIGKILL when it opens a file called `deadly.fits`."""
     hook = (
-        "import os, sys\n"
-        "def die(event, arguments):\n"
-        "    if event == 'open' and str(arguments[0]).endswith('deadly.fits'):\n"
+        "import builtins, os\n"
+        "plain = builtins.open\n"
+        "def deadly(file, *arguments, **options):\n"
+        "    if str(file).endswith('deadly.fits'):\n"
         "        os.kill(os.getpid(), 9)\n"
-        "sys.addaudithook(die)\n"
+        "    return plain(file, *arguments, **options)\n"
+        "builtins.open = deadly\n"
     )
     folder = tmp_path / "hooks"
     folder.mkdir()

@@ -17,9 +17,9 @@ def disk(size: int = SIZE) -> np.ndarray:
 
 
 def write_aia(
-    folder: Path, time: datetime, wavelength: int, *, name: str | None = None, seed: int = 0, **cards
+    folder: Path, time: datetime, wavelength: int, *, name: str | None = None, seed: int = 0, rice=True, **cards
 ) -> Path:
-    """An AIA synoptic image, Rice-compressed in HDU 1, observed one second after its slot."""
+    """An AIA synoptic image, Rice-compressed in HDU 1 or plain, observed one second after its slot."""
     rng = np.random.default_rng((seed, wavelength, int(time.timestamp())))
     pixels = (200 * np.exp(-(disk() ** 2)) + rng.gamma(2.0, 10.0, (SIZE, SIZE))).astype(np.int16)
     header = fits.Header()
@@ -37,6 +37,9 @@ def write_aia(
     header.update(cards)
     path = folder / (name or f"AIA{time:%Y%m%d_%H%M}_{wavelength:04d}.fits")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not rice:
+        fits.PrimaryHDU(pixels, header).writeto(path)
+        return path
     image = fits.CompImageHDU(pixels, header, compression_type="RICE_1", tile_shape=(1, SIZE))
     fits.HDUList([fits.PrimaryHDU(), image]).writeto(path, checksum=True)
     return path

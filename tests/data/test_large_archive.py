@@ -21,7 +21,9 @@ from solarchip_hf.data import load_observations, pair_observations, prepare_data
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prepare_data.py"
 START = datetime(2012, 1, 1, tzinfo=UTC)
 DAYS = 250
+QUIET = {"workers": 0, "progress": False}
 WAVELENGTHS = (94, 131, 171, 193, 211, 304, 335)
+RICE = (171,)  # the others plain, which halves the time of this test
 
 
 def retimed(content: bytes, day: int) -> bytes:
@@ -42,7 +44,7 @@ def patched(content: bytes, old: bytes, new: bytes) -> bytes:
 def planted(tmp_path_factory):
     """The archive, its good files, and its bad ones with a word of the reason to be given."""
     folder, scratch = tmp_path_factory.mktemp("large"), tmp_path_factory.mktemp("templates")
-    templates = {f"AIA{w:04d}": write_aia(scratch, START, w).read_bytes() for w in WAVELENGTHS}
+    templates = {f"AIA{w:04d}": write_aia(scratch, START, w, rice=w in RICE).read_bytes() for w in WAVELENGTHS}
     templates["HMI"] = write_hmi(scratch, START).read_bytes()
     block = np.zeros((SIZE, SIZE), dtype=bool)
     block[20:44, 20:44] = True
@@ -50,8 +52,10 @@ def planted(tmp_path_factory):
     rng = np.random.default_rng(7)
     jobs = [(day, name) for day in range(DAYS) for name in templates]
     chosen = rng.permutation([i for i, (_, name) in enumerate(jobs) if name != "HMI"])
-    kinds = ["truncated", "html", "instrument", "quality", "corrupt", "duplicate", "missing"]
+    kinds = ["truncated", "html", "instrument", "quality", "duplicate", "missing"]
     fault = {int(position): kinds[i % len(kinds)] for i, position in enumerate(chosen[: 10 * len(kinds)])}
+    rice = [i for i in chosen[10 * len(kinds) :] if int(jobs[i][1][3:]) in RICE]
+    fault |= {int(position): "corrupt" for position in rice[:10]}
     hmi = [i for i, (_, name) in enumerate(jobs) if name == "HMI"]
     fault |= {int(position): "nan" for position in rng.permutation(hmi)[:10]}
     good, bad = set(), {}
@@ -108,11 +112,23 @@ def test_every_fault_is_named_and_every_good_file_is_there_once_despite_a_kill(p
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    before = {path.name: path.stat().st_mtime_ns for path in (out / "data").glob("*.arrow")}
-    manifest = prepare_dataset(pairs, out, SolarChipImageProcessor(size=16), workers=0, progress=False)
-    after = {path.name: path.stat().st_mtime_ns for path in (out / "data").glob("*.arrow")}
-    assert 1 <= len(before) < len(after)
-    assert list(records.glob("*.json"))
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match="resumes where it stopped"):
+        load_observations(out)
+    shards = sorted((out / "data").glob("*.arrow"))
+    before = {path: path.stat().st_mtime_ns for path in shards}
+    (out / "data" / shards[0].name.replace("00000", "00003", 1)).write_bytes(b"a shard without its record")
+    manifest = prepare_dataset(pairs, out, SolarChipImageProcessor(size=16), **QUIET)
+    assert 1 <= len(before) < len(manifest["shards"])
+    assert shards[0].stat().st_mtime_ns == before[shards[0]]  # it was not done again
+    assert not list(out.rglob("*.tmp"))
+    undisturbed = prepare_dataset(pairs, tmp_path / "undisturbed", SolarChipImageProcessor(size=16), **QUIET)
+    assert manifest == undisturbed  # the shards' hashes are in it
+    names = [str(path.relative_to(out)) for path in out.glob("[!.]*")] + [row["file"] for row in manifest["shards"]]
+    assert len(names) >= 6 + 4
+    for name in names:
+        if (out / name).is_file():
+            assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
 
     # what was reported: by the scan, by the pairing, by the preparation
     reported = dict(catalog.loc[~catalog["usable"], ["path", "reason"]].itertuples(index=False))

@@ -1,12 +1,6 @@
 """Preparation: rows right, faults listed, restart equal to an undisturbed run, serial equal to Dask."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -255,70 +249,6 @@ def test_values_beyond_float16_are_clipped_and_counted(tmp_path, processor):
     single = prepare_dataset(pairs, tmp_path / "single", processor, dtype="float32", **QUIET)
     assert single["clipped_images"] == 0
     np.testing.assert_array_equal(load_observations(tmp_path / "single").physical(0)["aia171"], expected)
-
-
-def test_killed_in_the_middle_and_started_again_equals_an_undisturbed_run(tmp_path, pairs, processor, prepared):
-    undisturbed, manifest = prepared
-    pairs.to_parquet(tmp_path / "pairs.parquet")
-    script = textwrap.dedent(
-        f"""
-        import time
-        import pandas as pd
-        from solarchip_hf import SolarChipImageProcessor
-        from solarchip_hf.data import prepare_dataset
-
-        class Slow(SolarChipImageProcessor):
-            def to_physical(self, *arguments, **options):
-                time.sleep(0.05)
-                return super().to_physical(*arguments, **options)
-
-        prepare_dataset(pd.read_parquet({str(tmp_path / "pairs.parquet")!r}), {str(tmp_path / "out")!r},
-                        Slow(size=32), rows_per_shard=5, workers=0, progress=False)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    first = tmp_path / "out" / ".preparation" / "records" / "train-00000-of-00003.arrow.json"
-    deadline = time.monotonic() + 120
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)  # into the second shard
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    with pytest.raises(FileNotFoundError, match="resumes where it stopped"):
-        load_observations(tmp_path / "out")
-    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").glob("*.arrow")}
-    assert 1 <= len(done) < 3
-    (tmp_path / "out" / "data" / "train-00001-of-00003.arrow").write_bytes(b"a shard without its record")
-    resumed = prepare_dataset(pairs, tmp_path / "out", processor, rows_per_shard=5, **QUIET)
-    assert hashes(resumed) == hashes(manifest)
-    assert resumed == manifest
-    assert list(rows_of(tmp_path / "out")) == list(rows_of(undisturbed))
-    kept = tmp_path / "out" / "data" / "train-00000-of-00003.arrow"
-    assert kept.stat().st_mtime_ns == done[kept]
-    assert not list((tmp_path / "out").rglob("*.tmp"))
-
-
-@pytest.mark.timeout(280)
-def test_dask_workers_give_the_same_bytes_and_survive_a_file_that_kills(tmp_path, processor, deadly):
-    archive = tmp_path / "archive"
-    good = write_archive(archive, days=4)
-    killer = write_aia(archive, START, 193)
-    planted = pair_observations(scan_archive(archive, progress=False))
-    killer = killer.rename(killer.with_name(deadly))
-    planted["aia193"] = planted["aia193"].map(lambda path: path and str(killer))
-    options = {"rows_per_shard": 1, "progress": False}
-    manifest = prepare_dataset(planted, tmp_path / "dask", processor, workers=2, **options)
-    serial = prepare_dataset(planted, tmp_path / "serial", processor, workers=0, **options)  # harmless in this process
-    assert hashes(manifest)[1:] == hashes(serial)[1:]
-    assert len(hashes(manifest)) == 4
-    failures = pd.read_parquet(tmp_path / "dask" / "failures.parquet")
-    assert failures["source"].tolist() == [deadly]
-    assert f"status {-signal.SIGKILL}" in failures.loc[0, "reason"]
-    assert sum(manifest["images"].values()) == len(good) == sum(serial["images"].values()) - 1
-    first, whole = next(rows_of(tmp_path / "dask")), next(rows_of(tmp_path / "serial"))
-    assert first["aia193"] is None
-    assert all(first[name] == whole[name] is not None for name in ("hmi", "aia171", "aia1700"))
 
 
 def test_ill_posed_calls_are_refused(tmp_path, pairs, processor):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from solarchip_hf.data.splits import chronological_split, split_labels
+from solarchip_hf.data.splits import blocked_folds, chronological_split, split_labels
 
 
 def irregular(count, seed=0):
@@ -100,3 +100,88 @@ def test_missing_times_are_refused():
         chronological_split(times)
     with pytest.raises(ValueError, match="got none"):
         chronological_split([])
+
+
+def cycle(days=3000, seed=0):
+    """Daily times over a cycle, and large flares that come in clusters round its maximum only."""
+    rng = np.random.default_rng(seed)
+    times = pd.Series(pd.date_range("2010-05-01", periods=days, freq="D", tz="UTC"))
+    chance = 0.4 * np.exp(-(((np.arange(days) - days / 3) / (days / 6)) ** 2)) * np.repeat(
+        rng.random(days // 30 + 1) < 0.5, 30
+    )[:days]  # fmt: skip
+    return times, rng.random(days) < chance
+
+
+@pytest.mark.parametrize("gap", ["27D", "41D"])
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_hold_both_classes_and_keep_their_distance(gap, seed):
+    times, flares = cycle(seed=seed)
+    shuffled = np.random.default_rng(seed).permutation(len(times))
+    times, flares = times.iloc[shuffled], flares[shuffled]
+    folds = blocked_folds(times, flares, folds=5, gap=gap)
+    moments = times.dt.tz_localize(None).to_numpy()
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(len(times)))
+    rates = [flares[fold.test].mean() for fold in folds]
+    assert min(rates) > 0.5 * flares.mean()
+    assert max(rates) < 2 * flares.mean()
+    for fold in folds:
+        assert not fold.missing
+        assert fold.test_counts == {0: int((~flares[fold.test]).sum()), 1: int(flares[fold.test].sum())}
+        assert fold.train_counts == {0: int((~flares[fold.train]).sum()), 1: int(flares[fold.train].sum())}
+        distance = np.abs(moments[fold.test][:, None] - moments[fold.train][None, :]).min()
+        assert distance >= pd.Timedelta(gap).to_timedelta64()
+        inside = np.zeros(len(times), dtype=bool)
+        for first, last in fold.spans:
+            inside |= ((times >= first) & (times <= last)).to_numpy()
+        assert set(np.flatnonzero(inside)) == set(fold.test)
+        # no more is lost than the gaps ask for
+        lost = len(times) - len(fold.train) - len(fold.test)
+        assert lost <= 2 * pd.Timedelta(gap).days * len(fold.spans)
+
+
+def test_folds_of_one_long_block_would_not_hold_both_classes():
+    _, flares = cycle()
+    parts = [flares[part] for part in np.array_split(np.arange(3000), 5)]
+    assert not all(part.any() for part in parts)  # what the dealing out of blocks is for
+
+
+def test_folds_that_lack_a_class_say_so():
+    times = pd.date_range("2015-01-01", periods=1500, freq="D", tz="UTC")
+    flares = np.zeros(1500, dtype=bool)
+    flares[100:110] = True  # one cluster: it can be in one fold only
+    with pytest.warns(UserWarning, match=r"fold 1 lacks \{'test': \[1\]\}.*skill there is undefined"):
+        folds = blocked_folds(times, flares, folds=3)
+    holder = [fold for fold in folds if flares[fold.test].any()]
+    assert len(holder) == 1
+    assert holder[0].missing == {"train": [1]}
+    assert all(fold.missing == {"test": [1]} for fold in folds if fold is not holder[0])
+    with pytest.warns(UserWarning, match="all 1500 observations are of one class"):
+        blocked_folds(times, np.zeros(1500), folds=3)
+
+
+def test_folds_leave_out_what_has_no_known_class_and_take_several():
+    times, flares = cycle()
+    label = np.where(flares, 2, np.arange(3000) % 2)
+    label[::50] = -1
+    folds = blocked_folds(times, label, folds=4, block="81D")
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == np.flatnonzero(label >= 0).tolist()
+    assert all(not fold.missing and set(fold.test_counts) == {0, 1, 2} for fold in folds)
+    unknown = pd.Series(flares, dtype="boolean").mask(np.arange(3000) % 7 == 0)
+    assert sum(len(fold.test) for fold in blocked_folds(times, unknown)) == int(unknown.notna().sum())
+    plain = blocked_folds(times, folds=2, block="365D")
+    assert [fold.missing for fold in plain] == [{}, {}]
+    assert max(len(fold.test) for fold in plain) - min(len(fold.test) for fold in plain) <= 365
+
+
+def test_ill_posed_folds_are_refused():
+    times, flares = cycle(300)
+    with pytest.raises(ValueError, match="at least 5 blocks of 135 days"):
+        blocked_folds(times, flares)
+    with pytest.raises(ValueError, match="2 or more folds"):
+        blocked_folds(times, flares, folds=1)
+    with pytest.raises(ValueError, match="each of 300"):
+        blocked_folds(times, flares[:10])
+    with pytest.raises(ValueError, match="something to fit on"):
+        blocked_folds(times, folds=2, block="27D", gap="41D")
+    with pytest.raises(ValueError, match="whole numbers"):
+        blocked_folds(times, np.full(300, 0.5))

@@ -12,6 +12,9 @@ _HOMES = {
     "read_image": "..models.readers",
     "scan_archive": ".catalog",
     "read_catalog": ".catalog",
+    "download_sdo": ".download",
+    "scan_sdoml": ".sdoml",
+    "scan_surya": ".surya",
     "pair_observations": ".pairing",
     "prepare_dataset": ".preparation",
     "Observations": ".observations",
@@ -19,6 +22,7 @@ _HOMES = {
     "ObservationStream": ".streaming",
     "chronological_split": ".splits",
     "split_labels": ".splits",
+    "blocked_folds": ".splits",
     "read_flare_events": ".flare_events",
     "parse_goes_class": ".flare_events",
     "format_goes_class": ".flare_events",
@@ -37,14 +41,17 @@ if TYPE_CHECKING:
     from ..models.headers import SolarImage, SolarImageError
     from ..models.readers import read_image
     from .catalog import read_catalog, scan_archive
+    from .download import download_sdo
     from .flare_events import disk_angle, format_goes_class, parse_goes_class, read_flare_events
     from .flare_labels import label_calendar_days, label_flares, past_features, trailing_day_rates
     from .leakage import LeakageError, check_feature_table, check_past_features
     from .observations import Observations, load_observations
     from .pairing import pair_observations
     from .preparation import prepare_dataset
-    from .splits import chronological_split, split_labels
+    from .sdoml import scan_sdoml
+    from .splits import blocked_folds, chronological_split, split_labels
     from .streaming import ObservationStream
+    from .surya import scan_surya
     from .synthetic_sun import SyntheticSun
 
 
@@ -69,7 +76,9 @@ __all__ = [
     "SyntheticSun",
     "check_feature_table",
     "check_past_features",
+    "blocked_folds",
     "chronological_split",
+    "download_sdo",
     "disk_angle",
     "format_goes_class",
     "label_calendar_days",
@@ -83,6 +92,8 @@ __all__ = [
     "read_flare_events",
     "read_image",
     "scan_archive",
+    "scan_sdoml",
+    "scan_surya",
     "split_labels",
     "trailing_day_rates",
 ]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..models.headers import SolarImageError
+from ..models.headers import SolarImage, SolarImageError
 from ..models.readers import read_image
 from .isolation import WorkerDied, map_isolated
 
@@ -109,11 +109,11 @@ def scan_archive(
     for row in _read_all(todo, workers, timeout, progress):
         rows.append(row)
         if index is not None and len(rows) % _SAVE_EVERY == 0:  # so that a killed scan goes on from here
-            _write_index(_merged(kept, rows), Path(index))
+            write_catalog(_merged(kept, rows), Path(index))
     table = _merged(kept, rows)
     gone = 0 if known is None else int((~known["path"].isin(found["path"])).sum())
     if index is not None and (known is None or len(todo) or gone):
-        _write_index(table, Path(index))
+        write_catalog(table, Path(index))
     table.attrs["report"] = {
         "files": len(table),
         "read": len(todo),
@@ -126,7 +126,7 @@ def scan_archive(
 
 
 def _merged(kept: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    fresh = _frame(rows)
+    fresh = catalog_frame(rows)
     table = pd.concat([kept, fresh], ignore_index=True) if len(kept) else fresh
     return table.sort_values("path", ignore_index=True)
 
@@ -150,7 +150,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 def _split_known(found: pd.DataFrame, known: pd.DataFrame | None) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
     if known is None or not len(known):
-        return _frame([]), list(found.itertuples(index=False, name=None))
+        return catalog_frame([]), list(found.itertuples(index=False, name=None))
     merged = found.merge(
         known[["path", "file_size", "mtime_ns"]], on="path", how="left", suffixes=("", "_known"), validate="1:1"
     )
@@ -171,9 +171,11 @@ def _read_all(
     for path, result in tqdm(results, total=len(files), desc="scan", unit="file", disable=not progress):
         size, mtime = sizes[path]
         if isinstance(result, WorkerDied):
-            row = _unusable(path, f"file: expected a header that can be read, got a crash: {result}")
+            row = unusable_facts(path, f"file: expected a header that can be read, got a crash: {result}")
         elif isinstance(result, Exception):
-            row = _unusable(path, f"file: expected a header that can be read, got {type(result).__name__}: {result}")
+            row = unusable_facts(
+                path, f"file: expected a header that can be read, got {type(result).__name__}: {result}"
+            )
         else:
             row = result
         yield {**row, "file_size": size, "mtime_ns": mtime}
@@ -192,9 +194,22 @@ def read_facts(path: str) -> dict[str, Any]:
     try:
         image = read_image(path, header_only=True)
     except SolarImageError as error:
-        return _unusable(path, str(error).removeprefix(f"{path}: "))
+        return unusable_facts(path, str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return _unusable(path, f"file: expected a readable one, got {type(error).__name__}: {error}")
+        return unusable_facts(path, f"file: expected a readable one, got {type(error).__name__}: {error}")
+    return image_facts(path, image)
+
+
+def image_facts(path: str, image: SolarImage) -> dict[str, Any]:
+    """The catalogue's facts of an image.
+
+    Args:
+        path: What names it in the catalogue.
+        image: Its header, as read.
+
+    Returns:
+        A row of `CATALOG_SCHEMA` without size and modification time.
+    """
     (a, b), (c, d) = image.rotation
     height, width = image.shape
     return {
@@ -227,7 +242,8 @@ def read_facts(path: str) -> dict[str, Any]:
     }
 
 
-def _unusable(path: str, reason: str, **facts: Any) -> dict[str, Any]:
+def unusable_facts(path: str, reason: str, **facts: Any) -> dict[str, Any]:
+    """A row of `CATALOG_SCHEMA` for what cannot be used, and why."""
     return {
         "path": path,
         "full_disk": False,
@@ -240,7 +256,7 @@ def _unusable(path: str, reason: str, **facts: Any) -> dict[str, Any]:
     }
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def catalog_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """A table of `CATALOG_SCHEMA` from rows that may lack columns."""
     columns = {name: [_plain(row.get(name)) for row in rows] for name in CATALOG_SCHEMA.names}
     return _to_pandas(pa.table(columns, schema=CATALOG_SCHEMA))
@@ -284,7 +300,8 @@ def _read_index(path: Path) -> pd.DataFrame | None:
     return _to_pandas(table.cast(CATALOG_SCHEMA))
 
 
-def _write_index(table: pd.DataFrame, path: Path) -> None:
+def write_catalog(table: pd.DataFrame, path: Path) -> None:
+    """Writes a catalogue as the Parquet file that `read_catalog` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrow = pa.Table.from_pandas(table, schema=CATALOG_SCHEMA, preserve_index=False)
     arrow = arrow.replace_schema_metadata({_INDEX_KEY: json.dumps({"version": INDEX_VERSION}).encode()})
@@ -315,4 +332,14 @@ def read_catalog(path: str | os.PathLike) -> pd.DataFrame:
     return table
 
 
-__all__ = ["CATALOG_SCHEMA", "SUFFIXES", "read_catalog", "read_facts", "scan_archive"]
+__all__ = [
+    "CATALOG_SCHEMA",
+    "SUFFIXES",
+    "catalog_frame",
+    "image_facts",
+    "read_catalog",
+    "read_facts",
+    "scan_archive",
+    "unusable_facts",
+    "write_catalog",
+]

@@ -33,6 +33,7 @@ from .shards import (
     fact_names,
     write_json,
 )
+from .sources import absolute, common_root, container_kind, corrected_processor, relative, unit_notes
 from .splits import split_labels
 from .statistics import Moments, merge_moments
 
@@ -103,6 +104,9 @@ def prepare_dataset(
         retry_failures: Whether to do the shards again in which a file failed, as after fetching those files anew.
         progress: Whether to show a progress bar with an estimate of the time left.
 
+    Images of SDOML and Surya (`scan_sdoml`, `scan_surya`) are prepared as files are. What their archives divided out
+    of them is named: in `settings["unit_notes"]`, and as the `degradation` of the dataset's processor and statistics.
+
     Returns:
         The manifest: `settings`, `modalities`, `splits` (rows of each), `shards` (file, rows, bytes, sha256),
         `observations`, `images` (count a modality), `failures` (count), `clipped_images`, `statistics`.
@@ -118,9 +122,11 @@ def prepare_dataset(
         pairs = cast(pd.DataFrame, pair_observations(catalog, tolerance, anchor=anchor, modalities=modalities))
     names = _checked(pairs, modalities)
     pairs = pairs.assign(split=_labels(pairs, splits, train_end, gap)).sort_values("time_nominal", kind="stable")
+    kinds = {name: set(map(container_kind, pairs[name].dropna())) for name in names}
+    processor = corrected_processor(processor, kinds)
     settings = Settings(
         output_dir=str(output_dir.absolute()),
-        root=_common_root(pairs, names),
+        root=common_root([path for name in names for path in pairs[name].dropna()]),
         processor=processor,
         modalities=tuple(names),
         dtype=dtype,
@@ -129,6 +135,9 @@ def prepare_dataset(
     dataset_schema(names, processor.size, dtype)  # refuses an unknown dtype before any work
     plan = _plan(pairs, names, settings, rows_per_shard)
     description = _describe(settings, plan)
+    notes = unit_notes(kinds)
+    if notes:
+        description["unit_notes"] = notes
     _claim(output_dir, description, overwrite)
 
     records = {shard.name: record for shard in plan if (record := _finished(output_dir, shard)) is not None}
@@ -188,11 +197,6 @@ def _labels(pairs: pd.DataFrame, splits: Any, train_end: Any, gap: str) -> list[
     return labels
 
 
-def _common_root(pairs: pd.DataFrame, names: Sequence[str]) -> str:
-    paths = [os.path.abspath(path) for path in pairs[list(names)].to_numpy(dtype=object).ravel() if not pd.isna(path)]
-    return os.path.commonpath([os.path.dirname(path) for path in paths])
-
-
 def _plan(pairs: pd.DataFrame, names: Sequence[str], settings: Settings, rows_per_shard: int | None) -> list[Shard]:
     if rows_per_shard is None:
         image_bytes = settings.processor.size**2 * np.dtype(settings.dtype).itemsize
@@ -202,7 +206,7 @@ def _plan(pairs: pd.DataFrame, names: Sequence[str], settings: Settings, rows_pe
             "time_nominal": row["time_nominal"].to_pydatetime(),
             "time": row["time"].to_pydatetime(),
             "split": row["split"],
-            "paths": {name: os.path.abspath(row[name]) for name in names if not pd.isna(row[name])},
+            "paths": {name: absolute(row[name]) for name in names if not pd.isna(row[name])},
         }
         for row in pairs.to_dict("records")
     ]
@@ -224,7 +228,7 @@ def _describe(settings: Settings, plan: Sequence[Shard]) -> dict[str, Any]:
         digest.update(shard.name.encode())
         for row in shard.rows:
             facts = [row["time_nominal"].isoformat(), row["time"].isoformat()]
-            paths = sorted((name, os.path.relpath(path, settings.root)) for name, path in row["paths"].items())
+            paths = sorted((name, relative(path, settings.root)) for name, path in row["paths"].items())
             digest.update(json.dumps([facts, paths]).encode())
     return {
         "format": FORMAT_VERSION,
@@ -264,9 +268,15 @@ def _claim(output_dir: Path, description: dict[str, Any], overwrite: bool) -> No
             f"output_dir: expected a folder without {DATA_FOLDER}/, got {output_dir}, which is no preparation of ours. "
             "Choose another folder."
         )
-    for leftover in (output_dir / DATA_FOLDER).glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    _sweep(output_dir)
     write_json(path, description)
+
+
+def _sweep(output_dir: Path) -> None:
+    """Removes what processes that died were writing; one that lives on in vain cannot rename it any more."""
+    for folder in (output_dir / DATA_FOLDER, output_dir / WORK_FOLDER / "records"):
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _finished(output_dir: Path, shard: Shard) -> dict[str, Any] | None:
@@ -286,6 +296,7 @@ def _finish(
     description: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes what belongs to the whole dataset from the shards' records, in the plan's order."""
+    _sweep(output_dir)  # of workers that died on the way
     ordered = [records[shard.name] for shard in plan]
     failures = [failure for record in ordered for failure in record["failures"]]
     kind = pa.schema([(name, pa.string()) for name in ("source", "modality", "time_nominal", "reason")])
@@ -307,6 +318,8 @@ def _finish(
     _write_parquet(metadata.replace_schema_metadata(None), output_dir / METADATA)
 
     statistics = _statistics(settings, ordered, metadata)
+    if "unit_notes" in description:
+        statistics["source"] += "; " + " ".join(dict.fromkeys(description["unit_notes"].values()))
     write_json(output_dir / STATISTICS, statistics)
     _save_processor(output_dir, settings, statistics)
     labels = metadata["split"].to_pylist()

@@ -1,7 +1,6 @@
 """The task of preparation that runs on a worker: one shard's files to canonical images, written and recorded."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from .isolation import IsolatedCaller
 from .shards import DATA_FOLDER, dataset_schema, write_json, write_shard
+from .sources import open_image, relative, uncorrected_processor
 from .statistics import image_moments, support_mask
 
 logger = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def prepare_shard(shard: Shard, settings: Settings, isolate: bool = False) -> di
                     moments[name].append(image_moments(image, name, geometry=geometry, scaling=scaling).to_dict())
             yield row
 
-    with IsolatedCaller(read_physical) as caller:
-        read = caller.call if isolate else read_physical
+    with IsolatedCaller(open_image) as caller:
+        read = caller.call if isolate else open_image
         record = write_shard(output_dir / DATA_FOLDER / shard.name, schema, rows())
     record = {
         "file": f"{DATA_FOLDER}/{shard.name}",
@@ -96,19 +96,6 @@ def prepare_shard(shard: Shard, settings: Settings, isolate: bool = False) -> di
     return record
 
 
-def read_physical(call: tuple[Any, str, str]) -> tuple[Any, np.ndarray]:
-    """Header facts and canonical image of one file, for a process of its own.
-
-    Args:
-        call: The processor, the path and the modality.
-
-    Returns:
-        What `SolarChipImageProcessor.to_physical` gives.
-    """
-    processor, path, modality = call
-    return processor.to_physical(path, modality)
-
-
 def _prepare_row(
     planned: dict[str, Any], settings: Settings, read: Callable[[Any], Any], failures: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
@@ -116,9 +103,10 @@ def _prepare_row(
     row.update(observed=0, near_real_time=False, approximate=False)
     size = settings.processor.size
     for name, path in planned["paths"].items():
-        source = os.path.relpath(path, settings.root)
+        source = relative(path, settings.root)
         try:
-            facts, image = read((settings.processor, path, name))
+            processor = uncorrected_processor(settings.processor, path)
+            facts, image = processor.to_physical(read((path, name)), name)
             valid = float(np.isfinite(image[support_mask(name, size, settings.processor.geometry)]).mean())
             if valid < settings.min_valid:
                 raise ValueError(
@@ -160,4 +148,4 @@ def _stored(image: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     return np.clip(image, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16), beyond
 
 
-__all__ = ["FLOAT16_MAX", "TRAIN", "WORK_FOLDER", "Settings", "Shard", "prepare_shard", "read_physical", "record_path"]
+__all__ = ["FLOAT16_MAX", "TRAIN", "WORK_FOLDER", "Settings", "Shard", "prepare_shard", "record_path"]

@@ -1,7 +1,9 @@
 """Splits in time, with a gap of a solar rotation at every border."""
 
 import itertools
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,14 +36,8 @@ def chronological_split(
         ValueError: The parts are ill-posed, a time is missing, or a part ends empty.
     """
     parts = {"train": 0.7, "validation": 0.15, "test": 0.15} if parts is None else dict(parts)
-    gap = pd.Timedelta(gap)
-    if gap < pd.Timedelta(0):
-        raise ValueError(f"gap: expected a time span of zero or more, got {gap}.")
-    stamps = pd.DatetimeIndex(pd.to_datetime(pd.Series(np.asarray(times, dtype=object)), utc=True))
-    if not len(stamps):
-        raise ValueError("times: expected at least one observation, got none.")
-    if stamps.isna().any():
-        raise ValueError(f"times: expected a time for every observation, got {int(stamps.isna().sum())} missing.")
+    gap = _span(gap)
+    stamps = _stamps(times)
     order = np.argsort(stamps.to_numpy(), kind="stable")
     ordered = stamps[order]
     ends = _ends(ordered, parts)
@@ -82,6 +78,162 @@ def split_labels(times: Any, parts: Mapping[str, Any] | None = None, *, gap: str
     return labels
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One fold of a cross-validation in blocks of time.
+
+    Attributes:
+        train: Positions (int64, ascending in time) to fit on.
+        test: Positions to score on.
+        spans: First and last time of each block of the test part.
+        train_counts: Number of observations of each class to fit on; empty where no classes were given.
+        test_counts: The same of the test part.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    spans: tuple[tuple[pd.Timestamp, pd.Timestamp], ...]
+    train_counts: dict[Any, int]
+    test_counts: dict[Any, int]
+
+    @property
+    def missing(self) -> dict[str, list[Any]]:
+        """Classes that a part lacks, by its name; empty where both parts hold all. Skill there is undefined."""
+        parts = {"train": self.train_counts, "test": self.test_counts}
+        lacks = {name: [value for value, count in counts.items() if not count] for name, counts in parts.items()}
+        return {name: values for name, values in lacks.items() if values}
+
+
+def blocked_folds(
+    times: Any,
+    classes: Any = None,
+    *,
+    folds: int = 5,
+    block: str | pd.Timedelta = "135D",
+    gap: str | pd.Timedelta = "27D",
+) -> list[Fold]:
+    """Folds of a cross-validation made of blocks of time, each holding every class where that is possible.
+
+    Time is cut into blocks of equal length, and the blocks are dealt out to the folds so that each gets its share of
+    the rarer classes and of the observations, over the whole solar cycle; one long block a fold would put the minimum,
+    with no large flare, into a fold of its own. Every observation with a class is in the test part of one fold. The
+    training part of a fold is what lies at least `gap` from all of its test part.
+
+    Args:
+        times: N observation times in any order; naive ones are taken as UTC.
+        classes: (N,) class of each observation, as `c_plus` or `label` of `label_flares`; None to look at times only.
+            Missing and negative ones are unknown, and in no part.
+        folds: Number of folds.
+        block: Length of a block. Each costs the training part up to two gaps: a tenth of it with five folds, blocks of
+            five rotations and gaps of one. Shorter blocks lose more.
+        gap: Least time between a training and a test observation of a fold.
+
+    Returns:
+        The folds. `Fold.missing` says which classes a part lacks; a `UserWarning` says so too.
+
+    Raises:
+        ValueError: There are fewer blocks with observations than folds, a training part is empty, or an argument makes
+            no sense.
+    """
+    gap, length = _span(gap), _span(block)
+    stamps = _stamps(times)
+    if folds < 2 or length <= pd.Timedelta(0):
+        raise ValueError(f"folds, block: expected 2 or more folds and a positive length, got {folds} and {length}.")
+    labels = np.zeros(len(stamps), dtype=np.int64) if classes is None else _known(classes, len(stamps))
+    order = np.argsort(stamps.to_numpy(), kind="stable")
+    order = order[labels[order] >= 0]
+    ordered, known = stamps[order], labels[order]
+    values = np.unique(known)
+    number = ((ordered - ordered[0]) // length).to_numpy() if len(ordered) else np.empty(0, dtype=np.int64)
+    blocks = np.unique(number)
+    if len(blocks) < folds:
+        raise ValueError(
+            f"folds: expected at least {folds} blocks of {length} with observations of known class, got {len(blocks)}. "
+            "Take fewer folds or shorter blocks."
+        )
+    fold_of = _deal(np.array([[(known[number == b] == v).sum() for v in values] for b in blocks]), folds)
+    moments = ordered.to_numpy()
+    result = []
+    for fold in range(folds):
+        own = blocks[fold_of == fold]
+        test = np.isin(number, own)
+        train = ~test & (_distance(moments, moments[test]) >= gap.to_timedelta64())
+        if not train.any():
+            raise ValueError(
+                f"gap: expected something to fit on {gap} away from the test part of fold {fold}, got nothing. "
+                "Take longer blocks or a shorter gap."
+            )
+        spans = tuple((ordered[number == b][0], ordered[number == b][-1]) for b in own)
+        counts = [
+            {} if classes is None else {value.item(): int((known[part] == value).sum()) for value in values}
+            for part in (train, test)
+        ]
+        result.append(Fold(order[train].astype(np.int64), order[test].astype(np.int64), spans, *counts))
+    poor = [f"fold {i} lacks {fold.missing}" for i, fold in enumerate(result) if fold.missing]
+    if poor:
+        warnings.warn(
+            f"blocked_folds: {'; '.join(poor)}: skill there is undefined. Take fewer folds or shorter blocks.",
+            stacklevel=2,
+        )
+    if classes is not None and len(values) < 2:
+        warnings.warn(f"blocked_folds: all {len(order)} observations are of one class.", stacklevel=2)
+    return result
+
+
+def _deal(counts: np.ndarray, folds: int) -> np.ndarray:
+    """The fold of each block, from its (blocks, classes) counts: the blocks richest in the rarest class go first."""
+    rarity = np.argsort(counts.sum(axis=0), kind="stable")
+    sorted_counts = counts[:, rarity]
+    # within equal counts the order of time, so that neighbours go to different folds
+    turn = np.lexsort((np.arange(len(counts)), *(-sorted_counts[:, ::-1].T)))
+    totals = np.zeros((folds, counts.shape[1]), dtype=np.int64)
+    fold_of = np.empty(len(counts), dtype=np.int64)
+    left = len(counts)
+    for block in turn:
+        empty = [fold for fold in range(folds) if not totals[fold].any()]
+        choice = empty if len(empty) >= left else range(folds)  # no fold stays without a block
+        first = next((c for c in range(counts.shape[1]) if sorted_counts[block, c]), 0)
+        fold = min(choice, key=lambda f: (totals[f, first], totals[f].sum(), f))
+        totals[fold] += sorted_counts[block]
+        fold_of[block] = fold
+        left -= 1
+    return fold_of
+
+
+def _distance(moments: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Time from each moment to the nearest of the others (both sorted)."""
+    after = np.searchsorted(others, moments)
+    before = np.abs(moments - others[np.maximum(after - 1, 0)])
+    return np.minimum(before, np.abs(others[np.minimum(after, len(others) - 1)] - moments))
+
+
+def _known(classes: Any, count: int) -> np.ndarray:
+    """Classes as integers, -1 where unknown."""
+    values = pd.to_numeric(pd.Series(np.asarray(classes, dtype=object))).to_numpy(dtype=float, na_value=np.nan)
+    if len(values) != count:
+        raise ValueError(f"classes: expected one for each of {count} observations, got {len(values)}.")
+    known = values[~np.isnan(values)]
+    if (known != np.round(known)).any():
+        raise ValueError(f"classes: expected whole numbers or booleans, got {known[known != np.round(known)][0]}.")
+    return np.where(np.isnan(values) | (values < 0), -1, values).astype(np.int64)
+
+
+def _span(value: str | pd.Timedelta) -> pd.Timedelta:
+    span = pd.Timedelta(value)
+    if span < pd.Timedelta(0):
+        raise ValueError(f"gap: expected a time span of zero or more, got {span}.")
+    return span
+
+
+def _stamps(times: Any) -> pd.DatetimeIndex:
+    stamps = pd.DatetimeIndex(pd.to_datetime(pd.Series(np.asarray(times, dtype=object)), utc=True))
+    if not len(stamps):
+        raise ValueError("times: expected at least one observation, got none.")
+    if stamps.isna().any():
+        raise ValueError(f"times: expected a time for every observation, got {int(stamps.isna().sum())} missing.")
+    return stamps
+
+
 def _ends(ordered: pd.DatetimeIndex, parts: dict[str, Any]) -> dict[str, int]:
     """Position after the last observation of each part, before gaps, in the order of time."""
     if not parts:
@@ -109,4 +261,4 @@ def _utc(value: Any) -> pd.Timestamp:
     return stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
 
 
-__all__ = ["chronological_split", "split_labels"]
+__all__ = ["Fold", "blocked_folds", "chronological_split", "split_labels"]
