@@ -20,12 +20,12 @@ from typing import Any
 import pandas as pd
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, resolve_modality
 from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, scan_archive, split_labels
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
 from solarchip_hf.training.arguments import read_arguments
+from solarchip_hf.training.checkpoints import last_complete_checkpoint
 from solarchip_hf.training.report import describe_catalog, describe_pairs, report_pretraining
 
 
@@ -203,9 +203,8 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     model = SolarChipForPreTraining.from_pretrained(model_args.model_name) if saved else SolarChipForPreTraining(config)
     if (config.image_size, config.modalities) != (dataset.processor.size, dataset.modalities):
         raise ValueError(
-            f"data_dir: expected {config.modalities} at {config.image_size} px for "
-            f"{model_args.model_name}, got {dataset.modalities} at {dataset.processor.size} px. "
-            "Prepare the data anew, or set image_size and modalities."
+            f"data_dir: expected {config.modalities} at {config.image_size} px for {model_args.model_name}, got "
+            f"{dataset.modalities} at {dataset.processor.size} px. Prepare anew, or set image_size and modalities."
         )
     say(
         f"{len(train)} training and {len(held_out)} held-out observations of {', '.join(dataset.modalities)}; "
@@ -216,9 +215,8 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
         say(f"Batches of {share} a process instead of {args.per_device_train_batch_size}: there are no more.")
         args.per_device_train_batch_size = share
     if args.resume_from_checkpoint in ("true", "True", "last", "auto"):
-        found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        say(f"Resuming from {found}." if found else f"No checkpoint in {args.output_dir}: starting anew.")
-        args.resume_from_checkpoint = found
+        args.resume_from_checkpoint = found = last_complete_checkpoint(args.output_dir)
+        say(f"Resuming from {found}." if found else f"No complete checkpoint in {args.output_dir}: starting anew.")
     trainer = SolarChipTrainer(
         model, args, train_dataset=train, eval_dataset=held_out or None, processing_class=dataset.processor
     )
@@ -226,13 +224,17 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
 
 
 def main(argv: list[str]) -> int:
-    """Trains and reports; returns the exit code: 2 where what was given cannot be used."""
+    """Trains and reports; returns the exit code: 2 where what was given cannot be used, 0 also behind a SIGTERM."""
     try:
         trainer, data_args = build(argv)
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
         return 2
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    if trainer.stopped_by_signal:
+        print(f"Stopped behind step {trainer.state.global_step}; --resume_from_checkpoint last goes on from there.")
+        trainer.accelerator.end_training()
+        return 0
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     trainer.save_model()

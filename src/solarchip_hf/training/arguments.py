@@ -1,12 +1,14 @@
 """Arguments of contrastive pretraining: those of transformers, with defaults that suit it, and a few of our own."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.utils.generic import strtobool
 
 from .augmentation import PRESETS
 
@@ -27,6 +29,10 @@ class SolarChipTrainingArguments(TrainingArguments):
         retrieval_gallery: Number of held-out observations, from the first in time, that evaluation retrieves among;
             0 leaves retrieval out.
         retrieval_block: Neighbouring queries that count as one in the bootstrap of the intervals.
+        gradient_cache_chunk: Most images that run through a tower with their graph at a time; the gradient is that of
+            the whole batch. None: no cache, the whole batch at once.
+        ema_decay: Decay of an exponential moving average of the weights, saved to `ema/` beside them; None: no average.
+        collapse_patience: Evaluations in a row without telling observations apart before a warning; 0: no warning.
     """
 
     output_dir: str | None = field(
@@ -74,7 +80,21 @@ class SolarChipTrainingArguments(TrainingArguments):
         default=1, metadata={"help": "Neighbouring queries that count as one in the intervals' bootstrap."}
     )
 
+    gradient_cache_chunk: int | None = field(
+        default=None,
+        metadata={"help": "Images a chunk of the gradient cache: the same gradient in the memory of one chunk."},
+    )
+
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of an average of the weights, saved beside them; 0.999 is usual."}
+    )
+    collapse_patience: int = field(
+        default=3, metadata={"help": "Evaluations at chance in a row before a warning; 0: no warning."}
+    )
+
     def __post_init__(self):
+        if self.gradient_cache_chunk is not None:
+            self._prepare_gradient_cache()
         if self.output_dir is None:
             self.output_dir = "solarchip/vit-base"
         if not torch.accelerator.is_available():
@@ -84,11 +104,28 @@ class SolarChipTrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns: expected false, since the collator reads the columns, got true.")
         if self.augmentation not in PRESETS:
             raise ValueError(f"augmentation: expected one of {', '.join(PRESETS)}, got {self.augmentation!r}.")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay: expected a number between 0 and 1, got {self.ema_decay}.")
         if self.retrieval_gallery < 0 or self.retrieval_block < 1:
             raise ValueError(
                 "retrieval_gallery and retrieval_block: expected at least 0 and 1, "
                 f"got {self.retrieval_gallery} and {self.retrieval_block}."
             )
+
+    def _prepare_gradient_cache(self) -> None:
+        if self.gradient_cache_chunk < 1:
+            raise ValueError(f"gradient_cache_chunk: expected at least 1 image, got {self.gradient_cache_chunk}.")
+        if self.deepspeed is not None or strtobool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")):
+            raise ValueError(
+                "gradient_cache_chunk: expected DDP, FSDP or one process, got DeepSpeed, whose ZeRO reduces gradients "
+                "at every chunk's backward. Use DDP or FSDP, or no gradient cache."
+            )
+        if self.ddp_find_unused_parameters is False:
+            raise ValueError(
+                "ddp_find_unused_parameters: expected true or unset with gradient_cache_chunk, since a chunk runs one "
+                "tower only, got false."
+            )
+        self.ddp_find_unused_parameters = True
 
 
 def read_arguments(path: str | Path) -> list[str]:

@@ -1,20 +1,41 @@
 """The contrastive Trainer: transformers' own, with augmentation, terms by name, and retrieval as its evaluation."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import SolarChipTrainingArguments
 from .augmentation import SolarAugmentation, sign_shifts
+from .callbacks import StopOnSignal, TemperatureClamp
+from .checkpoints import (
+    INCOMPLETE,
+    MANIFEST,
+    clear_incomplete,
+    last_complete_checkpoint,
+    publish,
+    why_incomplete,
+    write_manifest,
+)
+from .collapse import CollapseWarning
 from .collator import SolarChipDataCollator
-from .retrieval import RetrievalTable, cross_modal_retrieval, patch_disk_mask
+from .gradient_cache import gradient_cache_step
+from .held_out import HeldOut
+from .retrieval import RetrievalTable
+from .weight_average import FOLDER as AVERAGE_FOLDER
+from .weight_average import WeightAverage
 
 LOSS_TERMS = ("cls_loss", "patch_loss", "intra_loss", "reconstruction_loss", "kl_loss")
 TEMPERATURES = ("cls_temperature", "patch_temperature", "intra_temperature")
+# temperatures, vectors that are learned as they are, and diffusers' names of norms
+UNDECAYED = re.compile(r"logit_scales|norm\w*\.weight$|(class|position|modality|mask)_(embedding|token)s?(\.|$)")
 
 
 class SolarChipTrainer(Trainer):
@@ -29,7 +50,8 @@ class SolarChipTrainer(Trainer):
       the last evaluation stays in `retrieval_table`.
 
     The contrastive terms depend on the number of negatives: held-out terms compare only at one evaluation batch size,
-    and gradient accumulation does not add negatives.
+    and gradient accumulation does not add negatives. With `gradient_cache_chunk` a large batch does, in the memory of a
+    chunk.
 
     Args:
         model: A `SolarChipForPreTraining`.
@@ -60,6 +82,11 @@ class SolarChipTrainer(Trainer):
         **kwargs: Any,
     ):
         args = args if args is not None else SolarChipTrainingArguments()
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"args: expected one GPU a process, got {args.n_gpu}: replicas in one process would compare only what "
+                "each holds. Start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
         if data_collator is None:
             data_collator = SolarChipDataCollator(getattr(getattr(model, "config", None), "modalities", None))
         super().__init__(model, args, data_collator=data_collator, processing_class=processing_class, **kwargs)
@@ -76,14 +103,67 @@ class SolarChipTrainer(Trainer):
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_count = 0
         self._micro_key = (-1, -1)
-        self._held_out: _HeldOut | None = None
+        self._held_out: HeldOut | None = None
+        self._aside = False
+        self._stop = StopOnSignal()
+        self._average = WeightAverage(args.ema_decay) if args.ema_decay is not None else None
+        warning = CollapseWarning(args.collapse_patience) if args.collapse_patience else None
+        if self._average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("ema_decay: expected one process or DDP, got sharded weights. Leave the average out.")
+        for callback in (TemperatureClamp(), self._average, warning, self._stop):
+            if callback is not None:
+                self.add_callback(callback)
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether the last training was ended early by SIGTERM, with a checkpoint to resume from."""
+        return self._stop.stopped
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, from a whole checkpoint only.
+
+        Args:
+            resume_from_checkpoint: A folder, or true for the last complete checkpoint of `output_dir`.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            transformers' `TrainOutput`.
+
+        Raises:
+            ValueError: The folder lists files that are not there in full, or there is no complete checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: expected a complete checkpoint in {self.args.output_dir}, got none. "
+                    "Start without it."
+                )
+        elif resume_from_checkpoint and (Path(resume_from_checkpoint) / MANIFEST).exists():
+            reason = why_incomplete(resume_from_checkpoint)
+            if reason is not None:
+                raise ValueError(
+                    f"resume_from_checkpoint: expected a complete checkpoint, got {resume_from_checkpoint}: {reason}. "
+                    "Resume from an earlier one."
+                )
+        if self._average is not None:
+            self._average.resume_from = resume_from_checkpoint or None
+        try:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        finally:
+            self._stop.release()
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Weights that decay: neither biases and norms, nor temperatures and vectors that stand for themselves."""
+        return [name for name in super().get_decay_parameter_names(model) if not UNDECAYED.search(name)]
 
     # ---- a training step
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One micro-step: augmentation on the device, then transformers' own step.
+        """One micro-step: augmentation on the device, then transformers' own step, or the gradient cache's.
 
         Args:
             model: The wrapped model.
@@ -93,7 +173,23 @@ class SolarChipTrainer(Trainer):
         Returns:
             The detached loss of this micro-step.
         """
-        return super().training_step(model, self.augment(inputs), num_items_in_batch)
+        inputs = self.augment(inputs)
+        if self.args.gradient_cache_chunk is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        share = 1.0 / self.current_gradient_accumulation_steps
+        terms = gradient_cache_step(
+            model,
+            inputs["pixel_values"],
+            inputs.get("observed"),
+            chunk_size=self.args.gradient_cache_chunk,
+            autocast=self.accelerator.autocast,  # what it puts around the forward, which chunks replace
+            backward=lambda objective: self.accelerator.backward(objective * share),
+        )
+        self._remember_terms(terms)
+        return terms["loss"].detach() * share
 
     def augment(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch of the next micro-step on the device, augmented by the draw of (seed, step, micro-step)."""
@@ -123,16 +219,18 @@ class SolarChipTrainer(Trainer):
         """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            for name in LOSS_TERMS:
-                if outputs.get(name) is not None:
-                    term = outputs[name].detach().float()
-                    self._term_sums[name] = self._term_sums.get(name, 0.0) + term
-            self._term_count += 1
+            self._remember_terms(outputs)
         elif self._held_out is not None:
             self._held_out.add(self, loss, outputs, inputs)
         return (loss, outputs) if return_outputs else loss
 
     # ---- logging
+
+    def _remember_terms(self, outputs: Mapping[str, Any]) -> None:
+        for name in LOSS_TERMS:
+            if outputs.get(name) is not None:
+                self._term_sums[name] = self._term_sums.get(name, 0.0) + outputs[name].detach().float()
+        self._term_count += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the terms since the last line, and the temperatures, to a log line of training.
@@ -158,10 +256,49 @@ class SolarChipTrainer(Trainer):
         scales = getattr(self.accelerator.unwrap_model(self.model), "logit_scales", None)
         if scales is None:
             return {}
+        if isinstance(scales, DTensor):
+            scales = scales.full_tensor()
         values = torch.exp(-scales.detach().float().clamp(max=math.log(100.0))).tolist()
         return dict(zip(TEMPERATURES, values, strict=True))
 
     # ---- saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder) / INCOMPLETE) if self._aside else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Written aside, then renamed. What must see the folder in its place waits: rotation and upload.
+        run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            clear_incomplete(run_dir)
+        self.accelerator.wait_for_everyone()
+        self._aside, push, self.args.push_to_hub = True, self.args.push_to_hub, False
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._aside, self.args.push_to_hub = False, push
+        part = run_dir / INCOMPLETE / name
+        self._correct_best(part, run_dir)
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            write_manifest(part)
+            publish(run_dir, name)
+        self.accelerator.wait_for_everyone()
+        if push:
+            self._push_from_checkpoint(str(run_dir / name))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(run_dir), self.args.save_total_limit, best, use_mtime=True)
+
+    def _correct_best(self, part: Path, run_dir: Path) -> None:
+        """The best checkpoint is named by its place to be."""
+        if self.state.best_global_step is not None:
+            best = f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == part.name or (run_dir / best).is_dir():
+                self.state.best_model_checkpoint = str(run_dir / best)
+        if self.args.should_save:
+            self.state.save_to_json(str(part / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         # Folders of ours are published: the arguments go into them as JSON, not as a pickle.
@@ -169,6 +306,10 @@ class SolarChipTrainer(Trainer):
         if not self.args.should_save:  # other processes come here too: gathering sharded weights needs them
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self._average is not None:
+            self._average.save(folder, self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder / AVERAGE_FOLDER)
         (folder / "training_args.bin").unlink(missing_ok=True)
         (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
 
@@ -195,11 +336,11 @@ class SolarChipTrainer(Trainer):
         Returns:
             transformers' `EvalLoopOutput`. Its metrics have, beside the loss, every term by name and, where retrieval
             is asked for, `class_recall@1`, `class_recall@5`, `class_median_rank`, `patch_recall@1`, ... (means over
-            the pairs of modalities) and `retrieval_chance@1`.
+            the pairs of modalities), `retrieval_chance@1` and the figures of `embedding_statistics`.
         """
         if ignore_keys is None:  # transformers adds a list to it
             ignore_keys = list(self.model.config.keys_to_ignore_at_inference)
-        self._held_out = _HeldOut(self.args.retrieval_gallery)
+        self._held_out = HeldOut(self.args.retrieval_gallery, LOSS_TERMS)
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -210,61 +351,6 @@ class SolarChipTrainer(Trainer):
         self.retrieval_table = table if table is not None else self.retrieval_table
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
-
-
-class _HeldOut:
-    """What evaluation gathers from its batches: terms of the loss, and the embeddings of the first observations."""
-
-    def __init__(self, gallery: int):
-        self.gallery = gallery
-        self.size = 0
-        self.names: list[str] = []
-        self.terms: list[torch.Tensor] = []
-        self.embeds: list[torch.Tensor] = []
-        self.observed: list[torch.Tensor] = []
-
-    def add(self, trainer: Trainer, loss: torch.Tensor, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-        gather = trainer.accelerator.gather_for_metrics  # drops what only fills up the last batch of a process
-        self.names = ["loss"] + [name for name in LOSS_TERMS if outputs.get(name) is not None]
-        values = [loss, *(outputs[name] for name in self.names[1:])]
-        batch = len(inputs["pixel_values"])
-        terms = torch.stack([value.detach().float() for value in values]).repeat(batch, 1)
-        self.terms.append(gather(terms).cpu())
-        held = sum(len(part) for part in self.observed)
-        if held >= self.gallery or outputs.get("contrastive_embeds") is None:
-            return
-        observed = inputs.get("observed")
-        if observed is None:
-            observed = torch.ones(inputs["pixel_values"].shape[:2], dtype=torch.bool, device=terms.device)
-        embeds = gather(outputs["contrastive_embeds"].detach()).cpu()
-        self.embeds.append(embeds[: self.gallery - held])
-        self.observed.append(gather(observed).cpu()[: self.gallery - held])
-        self.size = inputs["pixel_values"].shape[-1]
-
-    def metrics(self, trainer: "SolarChipTrainer") -> tuple[dict[str, float], RetrievalTable | None]:
-        if not self.terms:
-            return {}, None
-        means = torch.cat(self.terms).mean(0).tolist()
-        metrics = dict(zip(self.names, means, strict=True))
-        if not self.embeds:
-            return metrics, None
-        embeds, observed = torch.cat(self.embeds), torch.cat(self.observed)
-        config = trainer.model.config
-        table = cross_modal_retrieval(
-            embeds,
-            observed,
-            trainer.modalities,
-            anchor=config.anchor_modality if config.pairing == "anchor" else None,
-            patch_mask=patch_disk_mask(embeds.shape[2] - 1, self.size, config.min_disk_fraction),
-            block=trainer.args.retrieval_block,
-        )
-        for kind, method in (("class", "class token"), ("patch", "patch similarity")):
-            if method in table.methods():
-                for key in ("recall@1", "recall@5", "median_rank"):
-                    metrics[f"{kind}_{key}"] = table.mean(method, key)
-        if table.rows:
-            metrics["retrieval_chance@1"] = table.mean("class token", "chance@1")
-        return metrics, table
 
 
 __all__ = ["LOSS_TERMS", "TEMPERATURES", "SolarChipTrainer"]
