@@ -61,6 +61,9 @@ check: style test  ## Everything that has to pass before a change lands
 bench: $(VENV)/.test  ## Speed and memory against named references, in one run each
 	$(BIN)/python benchmarks/preprocessing.py
 	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:  ## Remove the environment and what quickstart wrote
 	rm -rf $(VENV) $(DEMO)

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from solarchip_hf import SolarImageError
-
-SUFFIXES = (".fits", ".fits.gz", ".fts", ".fit", ".fits.fz", ".jp2")
+from solarchip_hf.data.catalog import SUFFIXES
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,7 +46,9 @@ def find_files(inputs: list[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder.")
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [file for file in found if file.is_file() and (not path.is_dir() or file.name.endswith(SUFFIXES))]
+        files += [
+            file for file in found if file.is_file() and (not path.is_dir() or file.name.lower().endswith(SUFFIXES))
+        ]
     if not files:
         raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no file ending in {', '.join(SUFFIXES)}.")
     return files
@@ -55,6 +56,8 @@ def find_files(inputs: list[Path]) -> list[Path]:
 
 def extract(options: argparse.Namespace) -> int:
     """Runs the model over the files; returns the exit status (0 all used, 1 some refused, 2 none usable)."""
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {options.batch_size}.")
     files = find_files(options.inputs)
     processor = AutoImageProcessor.from_pretrained(options.model)
     model = AutoModel.from_pretrained(options.model).to(options.device).eval()
@@ -78,7 +81,7 @@ def extract(options: argparse.Namespace) -> int:
     for file in tqdm(files, desc="features", unit="file", disable=not sys.stderr.isatty()):
         try:
             inputs, headers = processor([file], return_tensors="pt", return_headers=True)
-        except SolarImageError as error:
+        except (SolarImageError, OSError) as error:
             refused.append(str(error))
             continue
         header = headers[0]

@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ from transformers import HfArgumentParser, set_seed
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, resolve_modality
 from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, scan_archive, split_labels
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
-from solarchip_hf.training.arguments import read_arguments
-from solarchip_hf.training.checkpoints import last_complete_checkpoint
+from solarchip_hf.training.arguments import read_arguments, with_output_dir
+from solarchip_hf.training.checkpoints import checkpoint_to_resume
 from solarchip_hf.training.report import describe_catalog, describe_pairs, report_pretraining
 
 
@@ -86,10 +85,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sol
     )
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
-    if not {"--output_dir", "--help"} & {word.split("=")[0] for word in argv}:
-        names = [name for word, name in pairwise(argv) if word == "--model_name" and "/" not in name]
-        argv = [*argv, "--output_dir", f"solarchip/{names[-1]}"] if names else argv
-    return parser.parse_args_into_dataclasses(argv)
+    return parser.parse_args_into_dataclasses(with_output_dir(argv))
 
 
 def build_config(model: ModelArguments, data: DataArguments, modalities: list[str]) -> SolarChipConfig:
@@ -106,12 +102,15 @@ def build_config(model: ModelArguments, data: DataArguments, modalities: list[st
         overrides = {"mask_reconstruction": False, **overrides}
     if data.geometry == "none":  # no grid, hence no disk to tell patches apart by
         overrides = {"min_disk_fraction": 0.0, **overrides}
-    anchor = "hmi" if "hmi" in modalities else modalities[0]
+    modalities = [resolve_modality(name) for name in modalities]
+    anchor = resolve_modality(model.anchor_modality or ("hmi" if "hmi" in modalities else modalities[0]))
+    if anchor not in modalities:
+        raise ValueError(f"anchor_modality: expected one of the modalities {', '.join(modalities)}, got {anchor}.")
     return SolarChipConfig.from_name(
         model.model_name,
         modalities=modalities,
         weight_sharing=model.weight_sharing,
-        anchor_modality=resolve_modality(model.anchor_modality or anchor),
+        anchor_modality=anchor,
         pairing=model.pairing,
         **overrides,
     )
@@ -124,16 +123,14 @@ def check(model: ModelArguments, data: DataArguments) -> None:
             f"data_dir: expected a folder of FITS files or a prepared dataset, got {data.data_dir!r}. "
             "Pass --data_dir FOLDER."
         )
-    for name in ("tolerance", "gap"):
+    for name, kind in (("tolerance", pd.Timedelta), ("gap", pd.Timedelta), ("validation_start", pd.Timestamp)):
         try:
-            pd.Timedelta(getattr(data, name))
+            kind(getattr(data, name))
         except ValueError as error:
-            raise ValueError(f"{name}: expected a time span such as '6min' or '27D': {error}.") from error
-    anchor = [resolve_modality(model.anchor_modality)] if model.anchor_modality else []
-    names = [resolve_modality(name) for name in model.modalities or anchor or ["hmi"]]
-    if anchor and anchor[0] not in names:
-        raise ValueError(f"anchor_modality: expected one of the modalities {', '.join(names)}, got {anchor[0]}.")
-    build_config(model, data, names)
+            raise ValueError(f"{name}: expected a time span as '27D' (validation_start: a date): {error}.") from error
+    if not 0 <= data.validation_fraction < 1:
+        raise ValueError(f"validation_fraction: expected 0 or more and below 1, got {data.validation_fraction}.")
+    build_config(model, data, model.modalities or [model.anchor_modality or "hmi"])
 
 
 def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
@@ -155,6 +152,8 @@ def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
         try:
             labels = list(split_labels(pairs["time_nominal"], parts, gap=data.gap))
         except ValueError as error:
+            if data.validation_start and pairs["time_nominal"].max() >= pd.to_datetime(data.validation_start, utc=True):
+                raise  # what shall be held out is not trained on
             say(f"No held-out part: {error}\nTraining on all {len(pairs)} observations.")
     kept = [label != "gap" for label in labels]
     pairs, labels = pairs[kept].reset_index(drop=True), [label for label in labels if label != "gap"]
@@ -171,7 +170,7 @@ def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
 def cache_path(model: ModelArguments, data: DataArguments) -> Path:
     """Folder of the dataset prepared with these settings."""
     folder = Path(data.data_dir).resolve()
-    size = build_config(model, data, model.modalities or ["hmi"]).image_size
+    size = build_config(model, data, model.modalities or [model.anchor_modality or "hmi"]).image_size
     free = ("data_dir", "cache_dir", "workers", "overwrite_cache", "note")
     facts = {name: value for name, value in vars(data).items() if name not in free}
     facts |= {"folder": str(folder), "modalities": model.modalities, "anchor": model.anchor_modality}
@@ -197,6 +196,7 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     train, held_out = (
         dataset.select((dataset.metadata["split"] == split).to_numpy()) for split in ("train", "validation")
     )
+    data_args.geometry = dataset.processor.geometry  # as it was prepared, here or elsewhere
     set_seed(args.seed)
     config = build_config(model_args, data_args, dataset.modalities)
     saved = Path(model_args.model_name).is_dir()
@@ -214,8 +214,8 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     if share < args.per_device_train_batch_size:
         say(f"Batches of {share} a process instead of {args.per_device_train_batch_size}: there are no more.")
         args.per_device_train_batch_size = share
-    if args.resume_from_checkpoint in ("true", "True", "last", "auto"):
-        args.resume_from_checkpoint = found = last_complete_checkpoint(args.output_dir)
+    if args.resume_from_checkpoint:
+        args.resume_from_checkpoint = found = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         say(f"Resuming from {found}." if found else f"No complete checkpoint in {args.output_dir}: starting anew.")
     trainer = SolarChipTrainer(
         model, args, train_dataset=train, eval_dataset=held_out or None, processing_class=dataset.processor

@@ -183,6 +183,9 @@ def test_what_is_absent_is_told_and_not_asked_for_again(tree, tmp_path):
     assert len(tree.requests) == count
     assert fetch(tree, tmp_path, retry_absent=True).attrs["report"]["absent"] == 2
     assert len(tree.requests) > count
+    count = len(tree.requests)
+    assert fetch(tree, tmp_path, near_real_time=True).attrs["report"]["absent"] == 2
+    assert [path for path, _ in tree.requests[count:] if "nrt" in path]  # which nobody had been asked for
 
 
 def test_a_neighbouring_frame_serves_within_the_tolerance(tree, tmp_path):

@@ -44,6 +44,15 @@ def command(mode: str, folder: Path) -> list[str]:
     return [sys.executable, __file__, mode, str(folder)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are killed: sums over threads round differently for different numbers of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     trainer = trainer_in(tmp_path_factory.mktemp("whole"), save_strategy="steps", save_steps=2, save_total_limit=None)
@@ -102,6 +111,22 @@ def test_the_signal_is_given_back_however_training_ends(tmp_path):
     with pytest.raises(RuntimeError, match="broken"):
         trainer_in(tmp_path, kind=Broken).train()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class ToldInAWorker(Blobs):
+    """Its loading process gets the signal at every item, as from a launcher that signals a whole group."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def test_loading_processes_leave_the_signal_to_training(tmp_path):
+    options = arguments(tmp_path, max_steps=2, dataloader_num_workers=1)
+    trainer = SolarChipTrainer(tiny_model(), options, train_dataset=ToldInAWorker(16))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert not trainer.stopped_by_signal
 
 
 def test_a_half_written_checkpoint_is_never_chosen(tmp_path, undisturbed, caplog):

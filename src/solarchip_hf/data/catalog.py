@@ -28,6 +28,7 @@ INDEX_VERSION = 1
 _INDEX_KEY = b"solarchip_hf.catalog"
 _FILES_A_WORKER = 64  # below this many files a further worker costs more to start than it saves
 
+_REFUSED = "file: expected a readable one, got "
 _SAVE_EVERY = 10_000  # files between two writes of the index
 
 _UTC = pa.timestamp("us", tz="UTC")
@@ -82,7 +83,7 @@ def scan_archive(
         folder: Root of the tree; `.fits`, `.fit`, `.fts` (each also `.gz`), `.fz` and `.jp2` files are read, others are
             left alone.
         index: A Parquet file that keeps the table. Where it exists only files that are new, or whose size or
-            modification time has changed, are read; files that are gone leave the table.
+            modification time has changed, or that the system refused to open, are read; files that are gone leave it.
         workers: Number of reading processes; by default the number of cores, fewer for a small archive.
         timeout: Seconds after which a file is given up; None for no limit.
         progress: Whether to show a progress bar.
@@ -155,8 +156,10 @@ def _split_known(found: pd.DataFrame, known: pd.DataFrame | None) -> tuple[pd.Da
         known[["path", "file_size", "mtime_ns"]], on="path", how="left", suffixes=("", "_known"), validate="1:1"
     )
     same = (merged["file_size"] == merged["file_size_known"]) & (merged["mtime_ns"] == merged["mtime_ns_known"])
-    kept = known[known["path"].isin(found["path"][same.fillna(False).to_numpy(dtype=bool)])]
-    return kept, list(found[~same.fillna(False).to_numpy(dtype=bool)].itertuples(index=False, name=None))
+    # what the system refused (no permission, a disk that was away) is no property of the file: it is asked again
+    refused = merged["path"].isin(known["path"][known["reason"].str.startswith(_REFUSED, na=False)])
+    same = (same.fillna(False) & ~refused).to_numpy(dtype=bool)
+    return known[known["path"].isin(found["path"][same])], list(found[~same].itertuples(index=False, name=None))
 
 
 def _read_all(
@@ -196,7 +199,7 @@ def read_facts(path: str) -> dict[str, Any]:
     except SolarImageError as error:
         return unusable_facts(path, str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return unusable_facts(path, f"file: expected a readable one, got {type(error).__name__}: {error}")
+        return unusable_facts(path, f"{_REFUSED}{type(error).__name__}: {error}")
     return image_facts(path, image)
 
 

@@ -5,6 +5,7 @@ and `hmi/fits/YYYY/MM/DD/hmi.M_720s.YYYYMMDD_hhmmss_TAI.fits`. AIA 1700 has no f
 minutes later is asked for first. HMI's slots are on TAI.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -49,6 +50,11 @@ class Job:
     def key(self) -> str:
         """What names the job in the log."""
         return f"{self.modality} {self.slot:%Y-%m-%dT%H:%M:%S}"
+
+    @property
+    def asked(self) -> str:
+        """What names its places in the log: another source, series or tolerance is another question."""
+        return hashlib.sha256("\n".join(place.url for place in self.places).encode()).hexdigest()[:16]
 
 
 def download_sdo(
@@ -95,8 +101,8 @@ def download_sdo(
         backoff: Seconds before the first of them; doubled each time. A server's `Retry-After` counts if it is longer.
         timeout: Seconds without an answer that count as a failure.
         threads: Files fetched at a time; JSOC asks for few.
-        retry_absent: Whether to ask again for slots that no source had at an earlier call. Slots of the last week are
-            always asked again.
+        retry_absent: Whether to ask again for slots that no source had at an earlier call with the same sources and
+            tolerance. Slots of the last week are always asked again.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -133,9 +139,9 @@ def download_sdo(
     known = set() if retry_absent else _read_log(folder / LOG)
     rows = []
     with tqdm(total=len(jobs), desc="download", unit="file", disable=not progress) as bar:
-        for job, row in _run(lambda job: _do(job, folder, fetcher, job.key in known), jobs, threads):
+        for job, row in _run(lambda job: _do(job, folder, fetcher, (job.key, job.asked) in known), jobs, threads):
             rows.append(row)
-            if row["status"] == "absent" and job.key not in known:
+            if row["status"] == "absent" and (job.key, job.asked) not in known:
                 _write_log(folder / LOG, job)
             bar.update()
     table = pd.DataFrame(rows, columns=["time_nominal", "modality", "status", "path", "url", "bytes", "reason"])
@@ -284,18 +290,19 @@ def _fido_listing(names: Sequence[str], slots: Sequence[pd.Timestamp], tolerance
     return listing
 
 
-def _read_log(path: Path) -> set[str]:
+def _read_log(path: Path) -> set[tuple[str, str | None]]:
     if not path.exists():
         return set()
     recent = pd.Timestamp.now(tz="UTC") - _MAY_STILL_COME
-    keys = (json.loads(line)["absent"] for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return {key for key in keys if pd.Timestamp(key.partition(" ")[2], tz="UTC") < recent}
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+    entries = {(line["absent"], line.get("asked")) for line in lines}
+    return {entry for entry in entries if pd.Timestamp(entry[0].partition(" ")[2], tz="UTC") < recent}
 
 
 def _write_log(path: Path, job: Job) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"absent": job.key}) + "\n")
+        stream.write(json.dumps({"absent": job.key, "asked": job.asked}) + "\n")
 
 
 __all__ = ["JSOC", "download_sdo"]

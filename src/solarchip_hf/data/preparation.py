@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _SHARD_BYTES = 256 * 2**20
 _SHARD_ROWS = 64
+_PROCESSOR = "preprocessor_config.json"
 
 
 def prepare_dataset(
@@ -144,6 +145,8 @@ def prepare_dataset(
     if retry_failures:
         records = {name: record for name, record in records.items() if not record["failures"]}
     todo = [shard for shard in plan if shard.name not in records]
+    if todo:  # shards change under it: until the end it is not whole
+        (output_dir / MANIFEST).unlink(missing_ok=True)
     if records:
         logger.info("%d of %d shards are there already", len(records), len(plan))
     total = sum(len(shard.rows) for shard in plan)
@@ -261,7 +264,7 @@ def _claim(output_dir: Path, description: dict[str, Any], overwrite: bool) -> No
         if different:
             shutil.rmtree(output_dir / DATA_FOLDER, ignore_errors=True)
             shutil.rmtree(output_dir / WORK_FOLDER / "records", ignore_errors=True)
-            for name in (MANIFEST, STATISTICS, METADATA, FAILURES):
+            for name in (MANIFEST, STATISTICS, METADATA, FAILURES, _PROCESSOR):
                 (output_dir / name).unlink(missing_ok=True)
     elif (output_dir / DATA_FOLDER).exists() and not overwrite:
         raise FileExistsError(

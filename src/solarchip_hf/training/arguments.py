@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -156,4 +157,20 @@ def read_arguments(path: str | Path) -> list[str]:
     return words
 
 
-__all__ = ["SolarChipTrainingArguments", "read_arguments"]
+def with_output_dir(words: list[str]) -> list[str]:
+    """Command-line words with an output folder: `solarchip/NAME` for `--model_name NAME`, unless one is given.
+
+    Args:
+        words: As `--model_name vit-tiny` or `--model_name=vit-tiny`; a name with a slash is a folder.
+
+    Returns:
+        The words, with `--output_dir` where it follows from the model's name.
+    """
+    parts = [part for word in words for part in word.split("=", 1)]
+    if {"--output_dir", "--help"} & set(parts):
+        return words
+    names = [name for word, name in pairwise(parts) if word == "--model_name" and "/" not in name]
+    return [*words, "--output_dir", f"solarchip/{names[-1]}"] if names else words
+
+
+__all__ = ["SolarChipTrainingArguments", "read_arguments", "with_output_dir"]

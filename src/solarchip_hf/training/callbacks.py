@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,4 +83,19 @@ class StopOnSignal(TrainerCallback):
         return bool(told)
 
 
-__all__ = ["StopOnSignal", "TemperatureClamp"]
+def start_worker(first: Callable[[int], None] | None, worker_id: int) -> None:
+    """Begins a process that loads data: it leaves SIGTERM to the process that trains.
+
+    Launchers and schedulers send the signal to whole groups of processes; a loader that dies of it ends training before
+    the checkpoint. It ends by itself when training does.
+
+    Args:
+        first: What else begins it.
+        worker_id: Its number.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if first is not None:
+        first(worker_id)
+
+
+__all__ = ["StopOnSignal", "TemperatureClamp", "start_worker"]

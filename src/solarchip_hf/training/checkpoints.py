@@ -90,6 +90,30 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
+def checkpoint_to_resume(wish: str | Path, output_dir: str | Path) -> str | None:
+    """The checkpoint that is meant by an argument.
+
+    Args:
+        wish: A folder; or `last`, `auto` or `true` for the last complete one.
+        output_dir: The folder of a run.
+
+    Returns:
+        The folder, or None where there is no complete checkpoint yet.
+
+    Raises:
+        ValueError: The folder does not exist, or lists files that are not there in full.
+    """
+    if str(wish).lower() in ("last", "auto", "true"):
+        return last_complete_checkpoint(output_dir)
+    reason = why_incomplete(wish) if (Path(wish) / MANIFEST).exists() else None
+    if reason is not None or not Path(wish).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint: expected 'last' or the folder of a complete checkpoint, got {str(wish)!r}: "
+            f"{reason or 'no such folder'}."
+        )
+    return str(wish)
+
+
 def clear_incomplete(run_dir: str | Path) -> None:
     """Removes what a run that died while saving has left.
 
@@ -123,6 +147,7 @@ def publish(run_dir: str | Path, name: str) -> Path:
 __all__ = [
     "INCOMPLETE",
     "MANIFEST",
+    "checkpoint_to_resume",
     "clear_incomplete",
     "last_complete_checkpoint",
     "publish",

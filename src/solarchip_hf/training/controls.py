@@ -6,16 +6,22 @@ far the plain fact that a bright region sits where the field is strong?
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 
 from ..models.geometry import PLATE_SCALE_1024, RSUN_PIXELS_1024, disk_fraction, disk_mask
 from ..models.modalities import MODALITIES, resolve_modality
 from .collator import SolarChipDataCollator
 from .retrieval import RetrievalTable, cross_modal_retrieval, patch_disk_mask, retrieval_pairs, retrieval_scores
+
+logger = logging.getLogger(__name__)
+
+GRID = 8  # cells a side of the activity maps
 
 
 def geometry_similarity(
@@ -61,7 +67,7 @@ def geometry_similarity(
 
 
 def activity_maps(
-    images: np.ndarray, *, signed: bool, mean: float = 0.0, std: float = 1.0, grid: int = 8
+    images: np.ndarray, *, signed: bool, mean: float = 0.0, std: float = 1.0, grid: int = GRID
 ) -> np.ndarray:
     """Coarse maps of activity: the mean over the cells of a grid of |B|, or of EUV brightness, each in its logarithm.
 
@@ -130,7 +136,7 @@ def add_controls(
         seed: Of the bootstrap.
 
     Returns:
-        The same table.
+        The same table. Images whose size 8 does not divide have no activity maps.
     """
     pixel_values, observed = np.asarray(pixel_values), np.asarray(observed, dtype=bool)
     size = pixel_values.shape[-1]
@@ -146,6 +152,9 @@ def add_controls(
         if known[both].all():
             matrix = geometry_similarity(np.asarray(rsun_arcsec)[both], np.asarray(b0)[both], size=size)
             table.add("header geometry (R, B0)", pair, retrieval_scores(matrix, block=block, seed=seed))
+        if size % GRID:
+            logger.warning("no activity maps: %d cells a side do not divide %d pixels", GRID, size)
+            continue
         maps = []
         for index in (first, second):
             name = modalities[index]
@@ -194,25 +203,36 @@ def batches_of(dataset: Any, batch_size: int, limit: int | None = None) -> Itera
         yield collate([dataset[index] for index in range(start, min(start + batch_size, count))])
 
 
+def spread_over(dataset: Any, count: int) -> Subset:
+    """Some observations of a map-style dataset, evenly over its whole span, as the trained network saw all of it."""
+    return Subset(dataset, np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist())
+
+
 @torch.no_grad()
-def embed_observations(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def embed_observations(
+    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]], *, keep_pixels: bool = True
+) -> dict[str, torch.Tensor]:
     """Runs observations through a model in evaluation mode, without the loss.
 
     Args:
         model: A `SolarChipForPreTraining`; batches are moved to its device.
         batches: Each with `pixel_values` (B, M, S, S) and `observed` (B, M).
+        keep_pixels: Whether to return the images too; 256 of eleven channels at 1024 px are 12 GB.
 
     Returns:
-        On the CPU: `embeds` (N, M, 1 + L, P), `observed` (N, M), `pixel_values` (N, M, S, S).
+        On the CPU: `embeds` (N, M, 1 + L, P), `observed` (N, M) and, if asked for, `pixel_values` (N, M, S, S).
     """
     device = next(model.parameters()).device
     model.eval()
-    parts: dict[str, list[torch.Tensor]] = {"embeds": [], "observed": [], "pixel_values": []}
+    parts: dict[str, list[torch.Tensor]] = {"embeds": [], "observed": []}
+    if keep_pixels:
+        parts["pixel_values"] = []
     for batch in batches:
         outputs = model(**{name: value.to(device) for name, value in batch.items()}, return_loss=False)
         parts["embeds"].append(outputs.contrastive_embeds.float().cpu())
         parts["observed"].append(batch["observed"])
-        parts["pixel_values"].append(batch["pixel_values"])
+        if keep_pixels:
+            parts["pixel_values"].append(batch["pixel_values"])
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
@@ -278,8 +298,8 @@ def compare_with_controls(
     control = untrained_copy(model, seed + 1).to(next(model.parameters()).device)
     control.config.gather_negatives = False  # other processes need not take part
     if training is not None and config.projection_centering != "none":
-        settle_statistics(control, batches_of(training, batch_size, 8 * batch_size))
-    untrained = embed_observations(control, batches_of(gallery, batch_size, limit))
+        settle_statistics(control, batches_of(spread_over(training, 8 * batch_size), batch_size))
+    untrained = embed_observations(control, batches_of(gallery, batch_size, limit), keep_pixels=False)
     cross_modal_retrieval(
         untrained["embeds"], held["observed"], config.modalities, table=table, prefix="untrained ", **options
     )
@@ -309,5 +329,6 @@ __all__ = [
     "embed_observations",
     "geometry_similarity",
     "settle_statistics",
+    "spread_over",
     "untrained_copy",
 ]

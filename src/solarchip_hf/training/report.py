@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.distributed.tensor import DTensor
 
+from ..models.modeling_solarchip import SolarChipForPreTraining
 from .controls import batches_of, compare_with_controls, embed_observations
 from .figures import spread, write_figures
 from .retrieval import RetrievalTable, class_similarity, patch_disk_mask, patch_similarity, retrieval_pairs
@@ -74,7 +76,7 @@ def describe_pairs(pairs: pd.DataFrame, labels: list[str]) -> str:
 def report_pretraining(
     trainer: SolarChipTrainer, metrics: Mapping[str, float], *, note: str = "", figures: bool = True
 ) -> str:
-    """Writes `metrics.json`, `retrieval.md`, `retrieval.json` and `figures/` beside the model, on one process.
+    """Writes `metrics.json`, `retrieval.md` and `figures/` beside the model that `save_model` wrote, on one process.
 
     Retrieval with its controls is on the held-out observations; without any, there is none, and the figures show
     training observations.
@@ -91,6 +93,9 @@ def report_pretraining(
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled or any(isinstance(weight, DTensor) for weight in model.parameters()):
+        # a sharded forward would wait for the other processes, which do not come here
+        model = SolarChipForPreTraining.from_pretrained(folder).to(trainer.args.device)
     config, args = model.config, trainer.args
     shown = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
     facts = getattr(shown, "metadata", None)

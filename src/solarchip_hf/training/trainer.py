@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import SolarChipTrainingArguments
 from .augmentation import SolarAugmentation, sign_shifts
-from .callbacks import StopOnSignal, TemperatureClamp
+from .callbacks import StopOnSignal, TemperatureClamp, start_worker
 from .checkpoints import (
     INCOMPLETE,
     MANIFEST,
@@ -157,6 +158,12 @@ class SolarChipTrainer(Trainer):
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weights that decay: neither biases and norms, nor temperatures and vectors that stand for themselves."""
         return [name for name in super().get_decay_parameter_names(model) if not UNDECAYED.search(name)]
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        plain = getattr(loader, "base_dataloader", loader)  # Accelerate's wrapper starts no worker itself
+        plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
+        return loader
 
     # ---- a training step
 
