@@ -59,6 +59,8 @@ def extract(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {options.batch_size}.")
     files = find_files(options.inputs)
+    if options.output and not options.output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output: expected a folder that exists, got {options.output.absolute().parent}.")
     processor = AutoImageProcessor.from_pretrained(options.model)
     model = AutoModel.from_pretrained(options.model).to(options.device).eval()
 

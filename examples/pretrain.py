@@ -20,7 +20,7 @@ import pandas as pd
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
-from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, resolve_modality
+from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, read_image, resolve_modality
 from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, scan_archive, split_labels
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
 from solarchip_hf.training.arguments import read_arguments, with_output_dir
@@ -145,6 +145,12 @@ def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
     anchor = resolve_modality(model.anchor_modality or ("hmi" if "hmi" in wanted else wanted[0]))
     least = min(data.min_observed, len(set(wanted)))
     pairs = pair_observations(catalog, data.tolerance, anchor=anchor, modalities=model.modalities, min_observed=least)
+    if not len(pairs):
+        raise ValueError(
+            f"modalities: expected {least} or more of {', '.join(wanted)} within {data.tolerance}, got none."
+        )
+    if "SYNTHETIC" in str(read_image(pairs[anchor].iloc[0], header_only=True).header.get("ORIGIN")):
+        data.note = data.note or "synthetic"
     labels = ["train"] * len(pairs)
     if data.validation_start or data.validation_fraction > 0:
         first = data.validation_start or 1 - data.validation_fraction

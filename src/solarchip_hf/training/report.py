@@ -92,6 +92,8 @@ def report_pretraining(
     """
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in (folder / "retrieval.md", *sorted((folder / "figures").glob("*.png"))):  # of an earlier run
+        stale.unlink(missing_ok=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled or any(isinstance(weight, DTensor) for weight in model.parameters()):
         # a sharded forward would wait for the other processes, which do not come here
