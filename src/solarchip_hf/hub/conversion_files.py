@@ -9,8 +9,8 @@ import torch
 from .conversion_layout import FLARE_ENCODER, FLARE_HEAD, FOREIGN, ConversionError
 
 _RESAVE = (
-    "In the environment that wrote it, and only if you trust it, save the weights by themselves: "
-    "torch.save({'state_dict': torch.load(path, map_location='cpu', weights_only=False)['state_dict']}, new_path)."
+    "In the environment that wrote it, save the weights by themselves: "
+    "torch.save({'state_dict': model.state_dict()}, new_path)."
 )
 
 
