@@ -15,11 +15,10 @@ The files are made here, with the headers and the compressibility of real ones, 
 
 import argparse
 import os
-import resource
-import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -155,20 +154,24 @@ class StoredImages(Dataset):
         return torch.from_numpy(out)
 
 
-def prepared_rows(folder: Path, rows: int, size: int) -> Path:
-    """A dataset of `rows` observations of all AIA channels, from small files."""
-    archive, out = folder / f"archive_{rows}_{size}", folder / f"prepared_{rows}_{size}"
+def small_archive(folder: Path, rows: int) -> Path:
+    """An archive of `rows` observations of all channels, in small files."""
+    archive = folder / f"archive_{rows}"
     write_days(archive, rows, aia_size=64, hmi_size=64)
+    return archive
+
+
+def prepare_rows(archive: Path, out: Path, size: int) -> None:
+    """Prepares an archive in this process."""
     pairs = pair_observations(scan_archive(archive, progress=False))
     prepare_dataset(pairs, out, SolarChipImageProcessor(size=size), workers=0, progress=False)
-    shutil.rmtree(archive)
-    return out
 
 
 def measure_read(folder: Path, rows: int) -> None:
     """Images/s of ours and of one tensor file an image."""
     torch.set_num_threads(1)
-    prepared = prepared_rows(folder, rows, 1024)
+    prepared = folder / "prepared"
+    prepare_rows(small_archive(folder, rows), prepared, 1024)
     dataset = load_observations(prepared)
     tensors = folder / "tensors"
     tensors.mkdir()
@@ -194,27 +197,39 @@ def measure_read(folder: Path, rows: int) -> None:
 
 
 def measure_memory(folder: Path, rows: int) -> None:
-    """Peak memory of preparing and of reading, in processes of their own, for 1x and 10x rows."""
+    """Peak memory of preparing and of reading, each in a process of its own, for 1x and 10x rows."""
     for count in (rows, 10 * rows):
-        command = [sys.executable, __file__, "--child", str(folder / f"memory_{count}"), "--rows", str(count)]
-        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="")
+        archive, prepared = small_archive(folder, count), folder / f"prepared_{count}"
+        for task in ("prepare", "read"):
+            command = [sys.executable, __file__, "--child", task, str(archive), str(prepared)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            print(f"memory   {task:<8}{count:>6} rows of 256 px, {len(WAVELENGTHS) + 1} channels: {printed}")
 
 
-def memory_child(folder: Path, rows: int) -> None:
-    """Prepares and reads `rows` observations of 256 px, and prints the peaks."""
-    folder.mkdir()
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    prepared = prepared_rows(folder, rows, 256)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    dataset = load_observations(prepared)
-    for batch in DataLoader(dataset, batch_size=4):
-        del batch
+def own_memory() -> float:
+    """MiB of this process that are no mapped files: what the system cannot reclaim."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    anonymous, mapped = (int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
-    print(
-        f"memory   {rows} rows of 256 px: preparing {peak:.0f} MiB at its peak ({baseline:.0f} after import); ", end=""
-    )
-    print(f"after reading all {anonymous:.0f} MiB of its own, {mapped:.0f} MiB of files mapped (reclaimable)")
+    return int(status["RssAnon"].split()[0]) / 1024
+
+
+def memory_child(task: str, archive: Path, prepared: Path) -> None:
+    """Prepares or reads a dataset of 256 px and prints the peak of its own memory, sampled every 10 ms."""
+    samples, done = [own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            samples.append(own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if task == "prepare":
+        prepare_rows(archive, prepared, 256)
+    else:
+        for batch in DataLoader(load_observations(prepared), batch_size=4):
+            del batch
+    done.set()
+    watcher.join()
+    print(f"peak {max(samples):.0f} MiB, of these {samples[0]:.0f} by the imports")
 
 
 PARTS = ("scan", "prepare", "read", "memory")
@@ -227,10 +242,10 @@ def main() -> None:
     parser.add_argument("--scan-files", type=int, default=20_000)
     parser.add_argument("--days", type=int, default=3, help="days of the archive to prepare")
     parser.add_argument("--rows", type=int, default=16, help="observations to read, and the 1x of memory")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
-        memory_child(arguments.child, arguments.rows)
+        memory_child(arguments.child[0], *map(Path, arguments.child[1:]))
         return
     with tempfile.TemporaryDirectory(prefix="solarchip-data-") as name:
         folder = Path(name)

@@ -171,16 +171,16 @@ class ShardReader:
 
     def __init__(self, path: Path, columns: Sequence[str]):
         try:
-            self._map = pa.memory_map(str(path), "r")
-            fields = pa.ipc.open_file(self._map).schema.names
-            missing = [name for name in columns if name not in fields]
-            if missing:
-                raise ValueError(f"{path}: columns: expected {missing}, got {fields}.")
-            options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[fields.index(n) for n in columns])
-            self._file = pa.ipc.open_file(self._map, options=options)
+            # All columns are mapped and none is read: Arrow's own choice of columns would copy every batch whole.
+            self._file = pa.ipc.open_file(pa.memory_map(str(path), "r"))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path}: expected a whole Arrow file, got {error}. Prepare the dataset again.") from error
-        self.schema = self._file.schema
+        fields = self._file.schema.names
+        missing = [name for name in columns if name not in fields]
+        if missing:
+            raise ValueError(f"{path}: columns: expected {missing}, got {fields}.")
+        self._columns = list(columns)
+        self.schema = pa.schema([self._file.schema.field(name) for name in columns])
 
     def __len__(self) -> int:
         return self._file.num_record_batches
@@ -188,11 +188,12 @@ class ShardReader:
     def images(self, row: int) -> dict[str, np.ndarray | None]:
         """Images of a row as read-only (N, N) views of the mapped file, None where missing."""
         batch = self._file.get_batch(row)
-        return {name: _view(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+        return {name: _view(batch.column(name)) for name in self._columns}
 
     def facts(self) -> pa.Table:
         """All rows of the columns (none of them images)."""
-        return pa.Table.from_batches([self._file.get_batch(i) for i in range(len(self))], schema=self.schema)
+        batches = [self._file.get_batch(i).select(self._columns) for i in range(len(self))]
+        return pa.Table.from_batches([pa.record_batch(b.columns, schema=self.schema) for b in batches], self.schema)
 
 
 def _view(column: pa.ListArray) -> np.ndarray | None:
