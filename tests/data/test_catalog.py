@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -231,3 +232,16 @@ def test_scan_of_nothing_is_an_empty_table_of_the_same_columns(tmp_path):
     table = scan_archive(tmp_path, progress=False)
     assert not len(table)
     assert list(table.columns) == CATALOG_SCHEMA.names
+
+
+def test_a_folder_that_cannot_be_read_does_not_stop_a_scan(tmp_path, monkeypatch, caplog):
+    good = write_aia(tmp_path, SLOT, 171)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        for _ in range(18):  # beyond 4096 characters the system refuses the path, whoever asks
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+        Path("lost.fits").touch()
+    table = scan_archive(tmp_path, progress=False)
+    assert [Path(path).name for path in table["path"]] == [good.name]
+    assert "was left out: the folder cannot be read" in caplog.text

@@ -162,6 +162,15 @@ def test_unknown_columns_are_refused(tmp_path):
         read_flare_events(tmp_path / "x.csv")
 
 
+def test_a_file_that_is_no_list_is_refused(sdo_folder, tmp_path):
+    image = next(sdo_folder.rglob("*.fits"))
+    with pytest.raises(ValueError, match=r"\.fits: expected a flare list as CSV"):
+        read_flare_events(image)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ValueError, match=r"empty\.csv: expected a flare list as CSV"):
+        read_flare_events(tmp_path / "empty.csv")
+
+
 def test_hek_table_keeps_one_recognition_method():
     time = pytest.importorskip("astropy.time").Time
     table = pytest.importorskip("astropy.table").Table(

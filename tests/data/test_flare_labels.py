@@ -171,7 +171,7 @@ def test_times_of_every_kind(swpc):
 def test_bad_arguments(swpc, ncei):
     with pytest.raises(ValueError, match="'start' or 'peak'"):
         label_flares(["2014-01-01"], swpc, by="end")
-    with pytest.raises(ValueError, match="horizon > 0"):
+    with pytest.raises(ValueError, match="horizon: expected a positive time"):
         label_flares(["2014-01-01"], swpc, "0h")
     mixed = pd.concat([swpc, ncei])
     for function in (label_flares, label_calendar_days, past_features, trailing_day_rates):

@@ -268,3 +268,10 @@ def test_stream_options_belong_to_streams(folder):
         load_observations(folder, streaming=True, rank=2, world_size=2)
     in_order = load_observations(folder, streaming=True, shuffle=False)
     assert in_order.order().tolist() == list(range(ROWS))
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"manifest_version": 3, "name": "of a browser extension"}'])
+def test_foreign_manifest_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json: expected .* [Pp]repare"):
+        load_observations(tmp_path)

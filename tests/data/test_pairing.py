@@ -242,7 +242,7 @@ def test_table_survives_parquet_with_its_report(tmp_path):
 
 def test_ill_posed_calls_are_refused():
     rows = catalog(("hmi", "2015-01-01"), ("aia171", "2015-01-01"))
-    with pytest.raises(ValueError, match="positive time"):
+    with pytest.raises(ValueError, match="tolerance: expected a positive time"):
         pair_observations(rows, "0min")
     with pytest.raises(ValueError, match="without \\['usable'\\]"):
         pair_observations(rows.drop(columns="usable"))

@@ -177,7 +177,7 @@ def test_ill_posed_folds_are_refused():
     times, flares = cycle(300)
     with pytest.raises(ValueError, match="at least 5 blocks of 135 days"):
         blocked_folds(times, flares)
-    with pytest.raises(ValueError, match="2 or more folds"):
+    with pytest.raises(ValueError, match="folds: expected 2 or more"):
         blocked_folds(times, flares, folds=1)
     with pytest.raises(ValueError, match="each of 300"):
         blocked_folds(times, flares[:10])

@@ -132,11 +132,20 @@ def _merged(kept: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.sort_values("path", ignore_index=True)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
+def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
     """Yields (path, size, mtime_ns) of every recognised file below a folder, links to folders not followed."""
-    stack = [os.path.abspath(folder)]
+    top = os.path.abspath(root)
+    stack = [top]
     while stack:
-        with os.scandir(stack.pop()) as entries:
+        folder = stack.pop()
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            if folder == top:
+                raise
+            logger.warning("%s was left out: the folder cannot be read (%s)", folder, error.strerror)
+            continue
+        with entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(entry.path)

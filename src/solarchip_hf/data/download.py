@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..models.modalities import MODALITIES, MODALITY_NAMES, resolve_modality
+from .durations import read_duration
 from .transfer import Absent, Fetcher, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,10 @@ def download_sdo(
     """
     folder = Path(folder)
     names = [resolve_modality(name) for name in (modalities or MODALITY_NAMES)]
-    slots = _slots(start, end, pd.Timedelta(cadence))
+    step = read_duration(cadence, "cadence")
+    slots = _slots(start, end, step)
     # beyond half the cadence a neighbouring frame belongs to the next slot
-    tolerance = min(pd.Timedelta(tolerance), (pd.Timedelta(cadence) - pd.Timedelta("1s")) / 2)
+    tolerance = min(read_duration(tolerance, "tolerance", zero=True), (step - pd.Timedelta("1s")) / 2)
     if search not in ("tree", "fido"):
         raise ValueError(f"search: expected 'tree' or 'fido', got {search!r}.")
     if not sources or any(not source.startswith(("http://", "https://")) for source in sources):
@@ -153,8 +155,6 @@ def download_sdo(
 
 
 def _slots(start: Any, end: Any, cadence: pd.Timedelta) -> list[pd.Timestamp]:
-    if not cadence > pd.Timedelta(0):
-        raise ValueError(f"cadence: expected a positive time such as '1D', got {cadence}.")
     first, last = (pd.Timestamp(value) for value in (start, end))
     first, last = (t.tz_localize("UTC") if t.tzinfo is None else t.tz_convert("UTC") for t in (first, last))
     slots = list(pd.date_range(first, last, freq=cadence, inclusive="left"))

@@ -195,7 +195,10 @@ def _load(source: Any) -> tuple[pd.DataFrame, str]:
         wanted = [name for name in source.colnames if name in (*_HEK_NAMES, "frm_name")]
         columns = {name: getattr(source[name], "datetime64", np.asarray(source[name])) for name in wanted}
         return pd.DataFrame(columns), "the given table"
-    return pd.read_csv(Path(source), dtype=str, skipinitialspace=True, comment="#"), str(source)
+    try:
+        return pd.read_csv(Path(source), dtype=str, skipinitialspace=True, comment="#"), str(source)
+    except ValueError as error:  # binary, empty, or rows of other lengths
+        raise ValueError(f"{source}: expected a flare list as CSV with a header line, got {error}") from error
 
 
 def _to_schema(path: Any, source: str | None, scale: str | None) -> pd.DataFrame:
@@ -294,7 +297,11 @@ def _clean(table: pd.DataFrame) -> pd.DataFrame:
     events = order.drop_duplicates(["start_time", "peak_time"])[list(EVENT_COLUMNS)].reset_index(drop=True)
     report["rows_kept"] = len(events)
     events.attrs["report"] = report
-    faults = {k: v for k, v in report.items() if v and not k.startswith(("rows", "missing"))}
+    faults = {
+        k: len(v) if isinstance(v, dict) else v
+        for k, v in report.items()
+        if v and not k.startswith(("rows", "missing"))
+    }
     if faults:
         logger.warning("flare list: %d of %d rows kept; found %s", report["rows_kept"], report["rows_read"], faults)
     return events

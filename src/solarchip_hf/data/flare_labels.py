@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from .durations import read_duration
 from .flare_events import MAX_DURATION, flux_to_label, to_utc
 
 _NS_PER_DAY = 86_400_000_000_000
@@ -56,9 +57,7 @@ def label_flares(
 
     Source: the windows of SuryaBench and of the published SolarCHIP protocol; the cumulative index as in SuryaBench.
     """
-    horizon, latency = pd.Timedelta(horizon), pd.Timedelta(latency)
-    if horizon <= pd.Timedelta(0) or latency < pd.Timedelta(0):
-        raise ValueError(f"expected horizon > 0 and latency >= 0, got {horizon} and {latency}.")
+    horizon, latency = read_duration(horizon, "horizon"), read_duration(latency, "latency", zero=True)
     moments = to_utc(times)
     begin = moments.asi8 + latency.as_unit("ns").value
     labels = _label_windows(moments, begin, begin + horizon.as_unit("ns").value, "right", events, by, coverage)

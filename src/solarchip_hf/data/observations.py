@@ -199,11 +199,7 @@ def load_observations(
     from ..models.image_processing_solarchip import SolarChipImageProcessor
 
     folder = _folder(path, revision)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder}: expected a dataset of format {FORMAT_VERSION}, got {manifest['format']}. Prepare it again."
-        )
+    manifest = _read_manifest(folder / MANIFEST)
     statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
     names = manifest["modalities"] if modalities is None else [resolve_modality(name) for name in modalities]
     absent = [name for name in names if name not in manifest["modalities"]]
@@ -232,6 +228,20 @@ def load_observations(
     from .streaming import ObservationStream
 
     return ObservationStream(observations, **stream_options)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}. Prepare the dataset again.") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT_VERSION or "settings" not in manifest:
+        raise ValueError(
+            f"{path}: expected a dataset that prepare_dataset wrote, of format {FORMAT_VERSION}, got format {found}. "
+            "Name the folder of such a dataset, or prepare it again."
+        )
+    return manifest
 
 
 def _read_metadata(path: Path) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.modalities import MODALITY_NAMES, resolve_modality
+from .durations import read_duration
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,7 @@ def pair_observations(
         ValueError: The catalogue lacks columns, the anchor has no usable file (the message names what it has instead),
             or the tolerance is no positive time.
     """
-    tolerance = pd.Timedelta(tolerance)
-    if not tolerance > pd.Timedelta(0):
-        raise ValueError(f"tolerance: expected a positive time such as '6min', got {tolerance}.")
+    tolerance = read_duration(tolerance, "tolerance")
     missing = {"path", "modality", "time", "time_nominal", "full_disk", "usable"} - set(catalog.columns)
     if missing:
         raise ValueError(f"catalog: expected the columns of scan_archive, got a table without {sorted(missing)}.")

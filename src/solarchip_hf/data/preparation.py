@@ -176,8 +176,13 @@ def _checked(pairs: pd.DataFrame, modalities: Sequence[str] | None) -> list[str]
     if len(set(paths)) < len(paths):
         twice = pd.Series(paths)[pd.Series(paths).duplicated()].iloc[0]
         raise ValueError(f"pairs: expected every file in one observation only, got {twice} in two.")
-    if not len(paths):
-        raise ValueError(f"pairs: expected at least one file of {names}, got none in {len(pairs)} observations.")
+    empty = [name for name in names if pairs[name].isna().all()]
+    if empty:
+        raise ValueError(
+            f"modalities: expected channels that some observation has, got {empty}, of which none of {len(pairs)} "
+            f"observations has a file. Leave them out (modalities={[n for n in names if n not in empty]}), or pair "
+            "with a larger tolerance."
+        )
     return names
 
 
@@ -256,10 +261,15 @@ def _claim(output_dir: Path, description: dict[str, Any], overwrite: bool) -> No
         existing = json.loads(path.read_text(encoding="utf-8"))
         different = {key: existing.get(key) for key, value in description.items() if existing.get(key) != value}
         if different and not overwrite:
+            changes = [
+                "other files, times or splits"
+                if key == "pairs_sha256"
+                else f"{key} {theirs!r} (now {description[key]!r})"
+                for key, theirs in different.items()
+            ]
             raise FileExistsError(
                 f"output_dir: expected an empty folder or the same preparation, got {output_dir} prepared with "
-                f"{different} (now { ({key: description[key] for key in different}) }). "
-                "Choose another folder, or pass overwrite=True to delete it."
+                f"{', '.join(changes)}. Choose another folder, or pass overwrite=True to delete it."
             )
         if different:
             shutil.rmtree(output_dir / DATA_FOLDER, ignore_errors=True)

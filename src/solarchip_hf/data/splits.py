@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .durations import read_duration
+
 GAP = "gap"
 
 
@@ -36,7 +38,7 @@ def chronological_split(
         ValueError: The parts are ill-posed, a time is missing, or a part ends empty.
     """
     parts = {"train": 0.7, "validation": 0.15, "test": 0.15} if parts is None else dict(parts)
-    gap = _span(gap)
+    gap = read_duration(gap, "gap", zero=True)
     stamps = _stamps(times)
     order = np.argsort(stamps.to_numpy(), kind="stable")
     ordered = stamps[order]
@@ -135,10 +137,10 @@ def blocked_folds(
         ValueError: There are fewer blocks with observations than folds, a training part is empty, or an argument makes
             no sense.
     """
-    gap, length = _span(gap), _span(block)
+    gap, length = read_duration(gap, "gap", zero=True), read_duration(block, "block")
     stamps = _stamps(times)
-    if folds < 2 or length <= pd.Timedelta(0):
-        raise ValueError(f"folds, block: expected 2 or more folds and a positive length, got {folds} and {length}.")
+    if folds < 2:
+        raise ValueError(f"folds: expected 2 or more, got {folds}.")
     labels = np.zeros(len(stamps), dtype=np.int64) if classes is None else _known(classes, len(stamps))
     order = np.argsort(stamps.to_numpy(), kind="stable")
     order = order[labels[order] >= 0]
@@ -216,13 +218,6 @@ def _known(classes: Any, count: int) -> np.ndarray:
     if (known != np.round(known)).any():
         raise ValueError(f"classes: expected whole numbers or booleans, got {known[known != np.round(known)][0]}.")
     return np.where(np.isnan(values) | (values < 0), -1, values).astype(np.int64)
-
-
-def _span(value: str | pd.Timedelta) -> pd.Timedelta:
-    span = pd.Timedelta(value)
-    if span < pd.Timedelta(0):
-        raise ValueError(f"gap: expected a time span of zero or more, got {span}.")
-    return span
 
 
 def _stamps(times: Any) -> pd.DatetimeIndex:

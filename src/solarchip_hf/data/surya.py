@@ -86,7 +86,7 @@ def scan_surya(
             continue
         try:
             shapes = _shapes(path)
-        except OSError as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:  # what h5py and h5netcdf say of a broken file
             rows.append(unusable_facts(str(path), f"file: expected a NetCDF file, got {type(error).__name__}: {error}"))
             continue
         for variable, shape in shapes.items():

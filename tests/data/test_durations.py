@@ -1,0 +1,23 @@
+"""Lengths of time, and what is none."""
+
+import pandas as pd
+import pytest
+
+from solarchip_hf.data.durations import read_duration
+
+
+@pytest.mark.parametrize("value", ["6min", pd.Timedelta("6min"), "0 days 00:06:00"])
+def test_what_pandas_takes_is_read(value):
+    assert read_duration(value, "tolerance") == pd.Timedelta(minutes=6)
+
+
+@pytest.mark.parametrize("value", ["sixmin", "-1h", "0h", None, "NaT", object()])
+def test_what_is_none_is_refused_by_name(value):
+    with pytest.raises(ValueError, match="latency: expected a positive time such as '6min'"):
+        read_duration(value, "latency")
+
+
+def test_none_at_all_where_it_will_do():
+    assert read_duration("0h", "gap", zero=True) == pd.Timedelta(0)
+    with pytest.raises(ValueError, match="gap: expected a time of zero or more"):
+        read_duration("-1s", "gap", zero=True)
