@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, overload
 
 import numpy as np
@@ -151,7 +152,7 @@ def block_bootstrap(
     doubled = None
     if length is not None:
         if num_blocks < _FEWEST_BLOCKS:
-            logger.warning("only %.1f blocks of %s: the interval is rough", num_blocks, block)
+            _warn_of_few(round(num_blocks, 1), str(block))
         if widen and num_blocks >= 4:
             doubled = _resample(statistic, values, clock, period, 2 * length, num_resamples, seed + 1)
 
@@ -184,6 +185,11 @@ def block_bootstrap(
             widening=widening,
         )
     return intervals if isinstance(sample, dict) else intervals[""]
+
+
+@cache  # a report asks for hundreds of intervals on the same times
+def _warn_of_few(num_blocks: float, block: str) -> None:
+    logger.warning("only %.1f blocks of %s: the interval is rough", num_blocks, block)
 
 
 def _widening(ratio: float, num_blocks: float, level: float) -> tuple[float, float]:
