@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from transformers.image_processing_base import ImageProcessingMixin  # noqa: F401 (diffusers looks for it here)
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .geometry import (
