@@ -4,9 +4,8 @@
     accelerate launch examples/pretrain.py examples/configs/quickstart.yaml --max_steps 100
 
 A folder of FITS files is scanned, paired and prepared (once) into `--cache_dir`; what cannot be used is reported with
-its reason. The model, its image processor, metrics and figures go to `--output_dir`, which `AutoModel` and
-`AutoImageProcessor` load. The first argument may be a YAML or JSON file of arguments; later ones override it. Every
-argument of transformers' TrainingArguments is accepted as well.
+its reason. Model, image processor, metrics and figures go to `--output_dir`, which the Auto classes load. The first
+argument may be a YAML or JSON file of arguments; later ones, and all of transformers' TrainingArguments, override it.
 """
 
 import hashlib
@@ -21,83 +20,83 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, read_image, resolve_modality
-from solarchip_hf.data import load_observations, pair_observations, prepare_dataset, scan_archive, split_labels
+from solarchip_hf.data import (
+    ObservationStream,
+    load_observations,
+    pair_observations,
+    prepare_dataset,
+    scan_archive,
+    split_labels,
+)
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
 from solarchip_hf.training.arguments import read_arguments, with_output_dir
 from solarchip_hf.training.checkpoints import checkpoint_to_resume
+from solarchip_hf.training.continuation import check_checkpoint, check_output_dir, saved_config, saved_processor
 from solarchip_hf.training.report import describe_catalog, describe_pairs, report_pretraining
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class ModelArguments:
     """What is trained."""
 
-    model_name: str = field(
-        default="vit-base",
-        metadata={"help": "vit-tiny, vit-small, vit-base, vit-large or cnn-base; or a saved folder to go on from."},
-    )
-    weight_sharing: str = field(
-        default="instrument",
-        metadata={"help": "instrument: a tower for HMI and one for AIA; modality: one each; shared: one for all."},
-    )
+    model_name: str = option("vit-base", "vit-tiny, vit-small, vit-base, vit-large, cnn-base; or a saved folder.")
+    weight_sharing: str = option("instrument", "Towers: instrument (one for HMI, one for AIA), modality, or shared.")
     modalities: list[str] | None = field(
-        default=None, metadata={"help": "Channels in order, as hmi 171 304; default: all that the data have."}
+        default=None, metadata={"help": "Channels in order; default: all in the data."}
     )
-    anchor_modality: str | None = field(
-        default=None, metadata={"help": "The channel that all others are paired with; default: hmi, else the first."}
-    )
-    pairing: str = field(default="anchor", metadata={"help": "anchor: pairs with the anchor; all: every pair."})
-    projection_centering: str | None = field(
-        default=None, metadata={"help": "none, class or tokens: what is centred over the batch before comparison."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Further fields of the configuration as JSON, '{\"image_size\": 512}'."}
-    )
+    anchor_modality: str | None = option(None, "The channel that others are paired with; default: hmi, or the first.")
+    pairing: str = option("anchor", "anchor: pairs with the anchor; all: every pair.")
+    projection_centering: str | None = option(None, "none, class or tokens: what is centred before comparison.")
+    config_overrides: str | None = option(None, "Further fields of the configuration as JSON, '{\"image_size\": 512}'.")
+    processor = None  # of a saved folder
 
 
 @dataclass
 class DataArguments:
     """What it is trained on."""
 
-    data_dir: str | None = field(
-        default=None, metadata={"help": "A folder of FITS (or Helioviewer JPEG2000) files, or a prepared dataset."}
-    )
-    cache_dir: str = field(default="prepared", metadata={"help": "Where prepared datasets are kept."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Prepare again if the archive has changed."})
-    workers: int | None = field(default=None, metadata={"help": "Processes for preparation; default: all cores."})
-    tolerance: str = field(default="6min", metadata={"help": "Largest time difference within an observation."})
-    min_observed: int = field(default=2, metadata={"help": "Channels that an observation must have at least."})
-    geometry: str = field(default="rsun", metadata={"help": "Canonical grid: rsun, arcsec or none."})
-    photometry: str = field(default="nominal", metadata={"help": "Units of AIA: nominal, dn or dn_per_s."})
-    validation_fraction: float = field(default=0.2, metadata={"help": "Share held out, the latest; 0: none."})
-    validation_start: str | None = field(default=None, metadata={"help": "Hold out from this date on instead."})
-    gap: str = field(default="27D", metadata={"help": "Time left out between training and held-out observations."})
-    note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
+    data_dir: str | None = option(None, "A folder of FITS (or Helioviewer JPEG2000) files, or a prepared dataset.")
+    cache_dir: str = option("prepared", "Where prepared datasets are kept.")
+    overwrite_cache: bool = option(False, "Prepare again if the archive has changed.")
+    streaming: bool = option(False, "Read training data file after file, shuffled nearby, instead of anywhere.")
+    workers: int | None = option(None, "Processes for preparation; default: all cores.")
+    tolerance: str = option("6min", "Largest time difference within an observation.")
+    min_observed: int = option(2, "Channels that an observation must have at least.")
+    geometry: str = option("rsun", "Canonical grid: rsun, arcsec or none.")
+    photometry: str = option("nominal", "Units of AIA: nominal, dn or dn_per_s.")
+    validation_fraction: float = option(0.2, "Share held out, the latest; 0: none.")
+    validation_start: str | None = option(None, "Hold out from this date on instead.")
+    gap: str = option("27D", "Time left out between training and held-out observations.")
+    note: str = option("", "What the data are, for titles, as 'SyntheticSun'.")
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SolarChipTrainingArguments]:
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, SolarChipTrainingArguments),
-        usage="pretrain.py [CONFIG.yaml] --data_dir FOLDER [--model_name NAME] [--output_dir FOLDER] [...]",
-        description=__doc__.partition("\n\n")[0],
-        epilog="`pretrain.py --help` lists every argument.",
-    )
+    usage = "pretrain.py [CONFIG.yaml] --data_dir FOLDER [--model_name NAME] [--output_dir FOLDER] [...]"
+    kinds = (ModelArguments, DataArguments, SolarChipTrainingArguments)
+    parser = HfArgumentParser(kinds, usage=usage, description=__doc__.partition("\n\n")[0])
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
     return parser.parse_args_into_dataclasses(with_output_dir(argv))
 
 
 def build_config(model: ModelArguments, data: DataArguments, modalities: list[str]) -> SolarChipConfig:
-    """The configuration of a saved model, or of a new one of a named size."""
-    if Path(model.model_name).is_dir():
-        return SolarChipConfig.from_pretrained(model.model_name)
+    """The configuration of a saved model, with which the arguments must agree, or of a new one of a named size."""
     try:
         overrides = dict(json.loads(model.config_overrides or "{}"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"config_overrides: expected a JSON object, got {model.config_overrides!r}.") from error
     if model.projection_centering is not None:
         overrides["projection_centering"] = model.projection_centering
+    if Path(model.model_name).is_dir():
+        names, usual = ("modalities", "weight_sharing", "anchor_modality", "pairing"), ModelArguments()
+        given = {name: getattr(model, name) for name in names if getattr(model, name) != getattr(usual, name)}
+        return saved_config(model.model_name, {**given, **overrides})
     if data.geometry != "rsun":
         overrides = {"mask_reconstruction": False, **overrides}
     if data.geometry == "none":  # no grid, hence no disk to tell patches apart by
@@ -106,14 +105,8 @@ def build_config(model: ModelArguments, data: DataArguments, modalities: list[st
     anchor = resolve_modality(model.anchor_modality or ("hmi" if "hmi" in modalities else modalities[0]))
     if anchor not in modalities:
         raise ValueError(f"anchor_modality: expected one of the modalities {', '.join(modalities)}, got {anchor}.")
-    return SolarChipConfig.from_name(
-        model.model_name,
-        modalities=modalities,
-        weight_sharing=model.weight_sharing,
-        anchor_modality=anchor,
-        pairing=model.pairing,
-        **overrides,
-    )
+    fields = {"modalities": modalities, "anchor_modality": anchor, "pairing": model.pairing}
+    return SolarChipConfig.from_name(model.model_name, weight_sharing=model.weight_sharing, **{**fields, **overrides})
 
 
 def check(model: ModelArguments, data: DataArguments) -> None:
@@ -130,7 +123,11 @@ def check(model: ModelArguments, data: DataArguments) -> None:
             raise ValueError(f"{name}: expected a time span as '27D' (validation_start: a date): {error}.") from error
     if not 0 <= data.validation_fraction < 1:
         raise ValueError(f"validation_fraction: expected 0 or more and below 1, got {data.validation_fraction}.")
-    build_config(model, data, model.modalities or [model.anchor_modality or "hmi"])
+    config = build_config(model, data, model.modalities or [model.anchor_modality or "hmi"])
+    model.processor = saved_processor(model.model_name, vars(data), vars(DataArguments()))
+    if model.processor is not None:  # the data are prepared and scaled as the weights know them
+        model.modalities = config.modalities
+        data.geometry, data.photometry = model.processor.geometry, model.processor.photometry
 
 
 def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
@@ -146,9 +143,7 @@ def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
     least = min(data.min_observed, len(set(wanted)))
     pairs = pair_observations(catalog, data.tolerance, anchor=anchor, modalities=model.modalities, min_observed=least)
     if not len(pairs):
-        raise ValueError(
-            f"modalities: expected {least} or more of {', '.join(wanted)} within {data.tolerance}, got none."
-        )
+        raise ValueError(f"modalities: expected {least} of {', '.join(wanted)} within {data.tolerance}, got none.")
     if "SYNTHETIC" in str(read_image(pairs[anchor].iloc[0], header_only=True).header.get("ORIGIN")):
         data.note = data.note or "synthetic"
     labels = ["train"] * len(pairs)
@@ -164,10 +159,9 @@ def prepare(model: ModelArguments, data: DataArguments, say: Any) -> Path:
     kept = [label != "gap" for label in labels]
     pairs, labels = pairs[kept].reset_index(drop=True), [label for label in labels if label != "gap"]
     say(describe_pairs(pairs, labels))
-    size = build_config(model, data, list(pairs.attrs["modalities"])).image_size
-    processor = SolarChipImageProcessor(
-        modalities=pairs.attrs["modalities"], size=size, geometry=data.geometry, photometry=data.photometry
-    )
+    names = list(pairs.attrs["modalities"])
+    grid = {"size": build_config(model, data, names).image_size, "geometry": data.geometry}
+    processor = SolarChipImageProcessor(modalities=names, photometry=data.photometry, **grid)
     target = cache_path(model, data)
     prepare_dataset(pairs, target, processor, splits=labels, workers=data.workers, overwrite=data.overwrite_cache)
     return target
@@ -177,7 +171,7 @@ def cache_path(model: ModelArguments, data: DataArguments) -> Path:
     """Folder of the dataset prepared with these settings."""
     folder = Path(data.data_dir).resolve()
     size = build_config(model, data, model.modalities or [model.anchor_modality or "hmi"]).image_size
-    free = ("data_dir", "cache_dir", "workers", "overwrite_cache", "note")
+    free = ("data_dir", "cache_dir", "streaming", "workers", "overwrite_cache", "note")
     facts = {name: value for name, value in vars(data).items() if name not in free}
     facts |= {"folder": str(folder), "modalities": model.modalities, "anchor": model.anchor_modality}
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
@@ -197,11 +191,12 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     with args.main_process_first(local=False):
         folder = Path(data_args.data_dir)
         if not (folder / "manifest.json").exists():
+            if args.world_size > 1:
+                say(f"Others wait {args.ddp_timeout} s (--ddp_timeout); examples/prepare_data.py prepares beforehand.")
             folder = prepare(model_args, data_args, say) if main_process else cache_path(model_args, data_args)
-        dataset = load_observations(folder, modalities=model_args.modalities)
-    train, held_out = (
-        dataset.select((dataset.metadata["split"] == split).to_numpy()) for split in ("train", "validation")
-    )
+        dataset = load_observations(folder, modalities=model_args.modalities, processor=model_args.processor)
+    split = dataset.metadata["split"]
+    train, held_out = (dataset.select((split == name).to_numpy()) for name in ("train", "validation"))
     data_args.geometry = dataset.processor.geometry  # as it was prepared, here or elsewhere
     set_seed(args.seed)
     config = build_config(model_args, data_args, dataset.modalities)
@@ -223,6 +218,11 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     if args.resume_from_checkpoint:
         args.resume_from_checkpoint = found = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
         say(f"Resuming from {found}." if found else f"No complete checkpoint in {args.output_dir}: starting anew.")
+        if found:
+            check_checkpoint(found, model)
+    else:
+        check_output_dir(args.output_dir)
+    train = ObservationStream(train, seed=args.seed) if data_args.streaming else train
     trainer = SolarChipTrainer(
         model, args, train_dataset=train, eval_dataset=held_out or None, processing_class=dataset.processor
     )

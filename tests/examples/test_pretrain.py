@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -150,6 +151,101 @@ def test_two_processes_launched_by_accelerate(config, tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def start_ranks(arguments: list[str], world_size: int) -> list[subprocess.Popen]:
+    """The script as processes of one run, started as by SLURM: without a launcher that would die of a signal itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = []
+    for rank in range(world_size):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+        if world_size > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, str(SCRIPT), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, env=environment, text=True, bufsize=1, **pipes))
+    return started
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sigterm_to_every_process_saves_the_step_and_the_run_resumes(config, tmp_path, world_size):
+    out = tmp_path / "out"
+    arguments = [str(config), "--output_dir", str(out), "--max_steps", "1000", "--logging_steps", "1"]
+    arguments += ["--save_strategy", "no", "--retrieval_gallery", "0"]
+    arguments += ["--per_device_train_batch_size", str(4 // world_size)]
+    processes = start_ranks(arguments, world_size)
+    lines = []
+    for line in processes[0].stdout:
+        lines.append(line)
+        if "'cls_loss'" in line and "'loss'" in line:  # a step has been taken
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            break
+    rest = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world_size, "".join(lines) + rest[0]
+    stopped = int(re.search(r"Stopped behind step (\d+); --resume_from_checkpoint last", rest[0]).group(1))
+    assert f"SIGTERM: saving step {stopped} and stopping" in rest[0]
+    assert stopped < 1000
+    assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{stopped}"]
+    assert not (out / "metrics.json").exists()  # only a finished run writes it
+
+    arguments[arguments.index("1000")] = str(stopped + 2)
+    processes = start_ranks([*arguments, "--resume_from_checkpoint", "last"], world_size)
+    said = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world_size, said[0]
+    assert f"Resuming from {out / f'checkpoint-{stopped}'}" in said[0]
+    facts = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert facts["eval_reconstruction_mae_hmi_G"] > 0
+    assert facts["eval_reconstruction_mae_aia171_DN"] > 0
+    assert AutoModel.from_pretrained(out).config.modalities == ["hmi", "aia171"]
+
+
+@pytest.fixture(scope="module")
+def saved(pretrain, config, tmp_path_factory) -> Path:
+    """A finished run with checkpoints, of training data read as a stream."""
+    output = tmp_path_factory.mktemp("saved") / "vit-tiny"
+    assert pretrain.main([str(config), "--output_dir", str(output), "--streaming"]) == 0
+    return output
+
+
+def test_a_saved_model_goes_on_with_its_own_processor(pretrain, config, saved, archive, tmp_path, capsys):
+    arguments = ["--model_name", str(saved), "--data_dir", str(archive), "--workers", "0", "--use_cpu"]
+    arguments += ["--cache_dir", str(config.parent / "prepared"), "--validation_start", "2014-02-25"]
+    arguments += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--save_strategy", "no"]
+    output = tmp_path / "out"
+    assert pretrain.main([*arguments, "--output_dir", str(output), "--modalities", "hmi", "171"]) == 0
+    ours, theirs = (json.loads((path / "preprocessor_config.json").read_text()) for path in (output, saved))
+    assert ours == theirs
+    capsys.readouterr()
+    for given, message in {
+        ("--weight_sharing", "shared"): "weight_sharing='shared' (saved: 'instrument')",
+        ("--modalities", "hmi", "304"): "modalities=['hmi', 'aia304'] (saved: ['hmi', 'aia171'])",
+        ("--config_overrides", '{"hidden_size": 64, "depth": 3}'): "hidden_size=64 (saved: 32), depth=3 (saved: none",
+        ("--photometry", "dn"): "photometry: expected 'nominal'",
+        ("--geometry", "none"): "geometry: expected 'rsun'",
+    }.items():
+        assert pretrain.main([*arguments, "--output_dir", str(output), *given]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_and_a_used_folder_are_refused(pretrain, config, saved, tmp_path, capsys):
+    assert pretrain.main([str(config), "--output_dir", str(saved)]) == 2
+    said = capsys.readouterr().err
+    assert f"output_dir: expected a folder without checkpoints of an earlier run, got {saved / 'checkpoint-4'}" in said
+    out = ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", str(saved / "checkpoint-4")]
+    for given, message in {
+        ("--anchor_modality", "171", "--modalities", "171", "hmi"): "one of hmi, aia171",
+        ("--config_overrides", json.dumps({**TINY, "projection_dim": 8})): "other weights: solarchip.centering",
+    }.items():
+        assert pretrain.main([str(config), *out, *given]) == 2
+        said = capsys.readouterr().err
+        assert "resume_from_checkpoint: expected a checkpoint of this model" in said
+        assert message in said
+        assert "Traceback" not in said
+
+
 def test_real_files_are_reported_and_trained_on(pretrain, sdo_folder, tmp_path, capsys):
     arguments = ["--data_dir", str(sdo_folder), "--modalities", "aia171", "aia304", "--anchor_modality", "aia171"]
     arguments += ["--model_name", "vit-tiny", "--weight_sharing", "shared", "--config_overrides", json.dumps(TINY)]
@@ -218,6 +314,7 @@ def test_help_names_our_arguments(pretrain, capsys):
     said = capsys.readouterr().out
     for name in ("--data_dir", "--model_name", "--tolerance", "--augmentation", "--retrieval_gallery", "--max_steps"):
         assert name in said
+    assert "'last' for the last complete one" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("name", ["quickstart.yaml", "published.yaml", "vit_base.yaml"])

@@ -95,7 +95,7 @@ def test_gradient_checkpointing_changes_nothing_else():
     pairs = []
     for plain, inputs in ((tower(), (IMAGES, IDS)), (decoder(), (torch.randn(2, 8, 8, 8),))):
         checkpointed = copy.deepcopy(plain)
-        checkpointed.gradient_checkpointing_enable()
+        checkpointed.activation_checkpointing_enable()
         calls = []
         checkpointed.get_submodule("encoder.mid_block" if hasattr(plain, "encoder") else "decoder.mid_block").resnets[
             0

@@ -265,7 +265,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     for backbone in BACKBONES:
         plain = pretraining(backbone).train()
         checkpointed = copy.deepcopy(plain)
-        checkpointed.gradient_checkpointing_enable()
+        checkpointed.activation_checkpointing_enable()
         for model in (plain, checkpointed):
             torch.manual_seed(5)
             model(*tiny_batch()).loss.backward()

@@ -161,7 +161,7 @@ def test_eager_equals_sdpa():
 def test_gradient_checkpointing_changes_memory_and_nothing_else():
     plain = tower().train()
     checkpointed = copy.deepcopy(plain)
-    checkpointed.gradient_checkpointing_enable()
+    checkpointed.activation_checkpointing_enable()
     calls = []
     first = checkpointed.encoder.encoder.layers[0].mlp
     first.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -1,6 +1,7 @@
 """Figures of embeddings against their definitions, and the warning of a collapsed run."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -62,3 +63,34 @@ def test_a_collapsed_model_is_reported_once_and_a_sound_one_is_not(tmp_path, cap
     metrics = next(line for line in reversed(trainer.state.log_history) if "eval_class_deviation" in line)
     assert metrics["eval_class_effective_rank"] > 1.5
     assert not [line for line in said if line.startswith("Class tokens")]
+
+
+class Strangers(Blobs):
+    """Held-out observations whose modalities show different Suns: no embedding can retrieve among them."""
+
+    def __init__(self, count):
+        super().__init__(count, seed=1, missing=False)
+        self.pixel_values[:, 1] = self.pixel_values[:, 1].roll(5, 0)
+        self.pixel_values[:, 2] = self.pixel_values[:, 2].roll(11, 0)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_retrieval_at_chance_is_reported_once_a_term(tmp_path, caplog, trained):
+    """Embeddings that tell observations apart, but not which belong together; a term without weight says nothing."""
+    weights = {} if trained else {"cls_loss_weight": 0.0, "patch_loss_weight": 0.0}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 5, "learning_rate": 0.0}
+    trainer = SolarChipTrainer(
+        tiny_model(**weights), arguments(tmp_path, **options), train_dataset=Blobs(48), eval_dataset=Strangers(128)
+    )
+    trainer.train()
+    metrics = next(line for line in reversed(trainer.state.log_history) if "eval_class_deviation" in line)
+    assert metrics["eval_class_deviation"] > 0.01
+    said = [record.message for record in caplog.records if "may have collapsed" in record.message]
+    if not trained:
+        assert not said
+        return
+    assert sorted(line.partition(" (")[0] for line in said) == [
+        "Class retrieval at chance",
+        "Patch retrieval at chance",
+    ]
+    assert all(re.search(r"over 3 evaluations, until step [34]", line) and "chance 0.008" in line for line in said)

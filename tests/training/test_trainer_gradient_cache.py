@@ -21,13 +21,13 @@ def train(folder, **options):
         tiny_model(weight_sharing="instrument").double(),
         arguments(folder, max_steps=3, logging_steps=1, optim="sgd", learning_rate=0.05, **options),
         data_collator=double,
-        train_dataset=Blobs(48),
+        train_dataset=Blobs(96),
     )
     trainer.train()
     return trainer
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_run_with_the_cache_is_the_run_without(tmp_path, accumulation):
     options = {"gradient_accumulation_steps": accumulation}
     whole = train(tmp_path / "whole", **options)
@@ -58,6 +58,31 @@ def test_bfloat16_autocast_reaches_the_chunks(tmp_path):
     assert set(seen) == {torch.bfloat16}
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_accumulation_adds_no_negatives_and_a_cached_batch_does(tmp_path):
+    """Four micro-steps of 8 are the mean of four gradients, which is not that of 32; 32 in chunks is that of 32."""
+
+    class Spy(SolarChipTrainer):
+        def _clip_grad_norm(self, model):
+            self.gradient = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+            return super()._clip_grad_norm(model)
+
+    gradients = {}
+    options = {"max_steps": 1, "learning_rate": 0.0, "augmentation": "none", "train_sampling_strategy": "sequential"}
+    for name, batch, more in (
+        ("whole", 32, {}),
+        ("cached", 32, {"gradient_cache_chunk": CHUNK}),
+        ("accumulated", 8, {"gradient_accumulation_steps": 4}),
+        ("accumulated, cached", 8, {"gradient_accumulation_steps": 4, "gradient_cache_chunk": CHUNK}),
+    ):
+        args = arguments(tmp_path, per_device_train_batch_size=batch, **options, **more)
+        trainer = Spy(tiny_model().double(), args, data_collator=double, train_dataset=Blobs(32, missing=False))
+        trainer.train()
+        gradients[name] = trainer.gradient
+    torch.testing.assert_close(gradients["cached"], gradients["whole"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradients["accumulated, cached"], gradients["accumulated"], rtol=1e-6, atol=1e-9)
+    assert torch.cosine_similarity(gradients["accumulated"], gradients["whole"], dim=0) < 0.99
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's, as it traces

@@ -69,6 +69,7 @@ def arguments(folder: Path, **overrides) -> SolarChipTrainingArguments:
         "save_strategy": "no",
         "disable_tqdm": True,
         "use_cpu": True,
+        "report_to": "none",
         "seed": 3,
     }
     return SolarChipTrainingArguments(**{**options, **overrides})

@@ -242,11 +242,12 @@ def reconstruction_loss(
     error_of = F.l1_loss if kind == "l1" else F.mse_loss
     with torch.autocast(reconstruction.device.type, enabled=False):
         sums = []
-        for m in range(reconstruction.shape[1]):  # one modality at a time bounds the temporaries
+        # One modality at a time bounds the temporaries; unbound at once, since a slice's backward fills a whole batch.
+        for m, image in enumerate(reconstruction.unbind(1)):
             valid = observed[:, m, None, None]
             if pixel_mask is not None:
                 valid = valid & pixel_mask[m].to(valid.device)
-            ours = torch.where(valid, _at_least_float32(reconstruction[:, m]), 0.0)
+            ours = torch.where(valid, _at_least_float32(image), 0.0)
             target = torch.where(valid, pixel_values[:, m].to(ours.dtype), 0.0)
             sums.append(error_of(ours, target, reduction="sum"))
         if pixel_mask is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.utils.generic import strtobool
 
 from .augmentation import PRESETS
@@ -20,8 +21,8 @@ class SolarChipTrainingArguments(TrainingArguments):
 
     Everything of `transformers.TrainingArguments` is there. Defaults that differ: AdamW with beta2 of .98 and weight
     decay .05, cosine schedule with a warm-up over 5% of the steps, batches of 16 without a short last one (the number
-    of negatives is part of the loss), a log line every 10 steps, non-finite losses shown as they are, and columns that
-    stay as the dataset gives them.
+    of negatives is part of the loss), a log line every 10 steps, non-finite losses shown as they are, columns that stay
+    as the dataset gives them, and reports to TensorBoard (below `output_dir`) where it is installed.
 
     Attributes:
         augmentation: Preset of `SolarAugmentation`: `solar`, `published` or `none`.
@@ -77,6 +78,16 @@ class SolarChipTrainingArguments(TrainingArguments):
     retrieval_gallery: int = field(
         default=256, metadata={"help": "Held-out observations that evaluation retrieves among; 0: no retrieval."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "A checkpoint's folder, or 'last' for the last complete one of output_dir, if there is any."},
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the order that HfArgumentParser can read)
+        default=None,
+        metadata={
+            "help": "Trackers: 'tensorboard', 'trackio', 'wandb', 'all' or 'none'; default: TensorBoard if installed."
+        },
+    )
     retrieval_block: int = field(
         default=1, metadata={"help": "Neighbouring queries that count as one in the intervals' bootstrap."}
     )
@@ -100,6 +111,8 @@ class SolarChipTrainingArguments(TrainingArguments):
             self.output_dir = "solarchip/vit-base"
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns: expected false, since the collator reads the columns, got true.")

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from ..models.modeling_solarchip import SolarChipForPreTraining
 from .controls import batches_of, compare_with_controls, embed_observations
 from .figures import spread, write_figures
+from .order import observations_of
 from .retrieval import RetrievalTable, class_similarity, patch_disk_mask, patch_similarity, retrieval_pairs
 from .trainer import SolarChipTrainer
 
@@ -99,7 +100,8 @@ def report_pretraining(
         # a sharded forward would wait for the other processes, which do not come here
         model = SolarChipForPreTraining.from_pretrained(folder).to(trainer.args.device)
     config, args = model.config, trainer.args
-    shown = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    train = observations_of(trainer.train_dataset) or trainer.train_dataset  # of a stream, what it reads
+    shown = trainer.eval_dataset if trainer.eval_dataset is not None else train
     facts = getattr(shown, "metadata", None)
     table, similarities = None, {}
     limit = args.retrieval_gallery or args.per_device_eval_batch_size
@@ -108,7 +110,7 @@ def report_pretraining(
         table, held = compare_with_controls(
             model,
             shown,
-            trainer.train_dataset,
+            train,
             statistics=getattr(trainer.processing_class, "statistics", None),
             metadata=facts,
             limit=limit,

@@ -29,7 +29,10 @@ from .collapse import CollapseWarning
 from .collator import SolarChipDataCollator
 from .gradient_cache import gradient_cache_step
 from .held_out import HeldOut
+from .order import EpochOrder, StreamOrder, observations_of
+from .physical_error import PhysicalError
 from .retrieval import RetrievalTable
+from .trackers import EvaluationFigures, place_tensorboard
 from .weight_average import FOLDER as AVERAGE_FOLDER
 from .weight_average import WeightAverage
 
@@ -47,12 +50,20 @@ class SolarChipTrainer(Trainer):
     - every training batch goes through `SolarAugmentation` on the device, by a draw that depends on the seed, the step
       and the micro-step alone, so that a resumed run and all processes see the same one;
     - each log line carries every term of the loss (mean over micro-steps and processes) and the temperatures;
-    - evaluation gives every term on the held-out observations and cross-modal retrieval among them. The full table of
-      the last evaluation stays in `retrieval_table`.
+    - evaluation gives every term on the held-out observations, the reconstruction's error in physical units, and
+      cross-modal retrieval among them. The full table of the last evaluation stays in `retrieval_table`; figures go to
+      the trackers of `report_to`.
+
+    A stream with random access below it (`ObservationStream`) is read in its own order, dealt out here and resumed
+    without reading what was used; give it undealt. Other iterables are handled by transformers, which reads up to the
+    place where a resumed run goes on.
 
     The contrastive terms depend on the number of negatives: held-out terms compare only at one evaluation batch size,
-    and gradient accumulation does not add negatives. With `gradient_cache_chunk` a large batch does, in the memory of a
-    chunk.
+    and gradient accumulation does not add negatives: the gradients of its micro-steps are averaged, with the gradient
+    cache and without. A large batch with `gradient_cache_chunk` has its negatives, in the memory of a chunk.
+
+    A model may come sharded (`from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=2))`), on CPUs too.
+    Such a run can save weights but no state to resume from; `accelerate launch` with FSDP, on GPUs, can.
 
     Args:
         model: A `SolarChipForPreTraining`.
@@ -101,6 +112,7 @@ class SolarChipTrainer(Trainer):
             roll_degrees=args.roll_degrees,
         )
         self.retrieval_table: RetrievalTable | None = None
+        self.shown_observation: dict[str, torch.Tensor] | None = None
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_count = 0
         self._micro_key = (-1, -1)
@@ -109,11 +121,15 @@ class SolarChipTrainer(Trainer):
         self._stop = StopOnSignal()
         self._average = WeightAverage(args.ema_decay) if args.ema_decay is not None else None
         warning = CollapseWarning(args.collapse_patience) if args.collapse_patience else None
-        if self._average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        loaded_sharded = self.is_distributed_loading_by_transformers
+        if loaded_sharded:  # transformers cannot save their optimiser's state, at a signal neither
+            self.args.save_only_model = True
+        if self._average is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or loaded_sharded):
             raise ValueError("ema_decay: expected one process or DDP, got sharded weights. Leave the average out.")
-        for callback in (TemperatureClamp(), self._average, warning, self._stop):
+        for callback in (EpochOrder(), TemperatureClamp(), self._average, warning, EvaluationFigures(self), self._stop):
             if callback is not None:
                 self.add_callback(callback)
+        place_tensorboard(self.callback_handler.callbacks, args.output_dir)
 
     @property
     def stopped_by_signal(self) -> bool:
@@ -159,8 +175,13 @@ class SolarChipTrainer(Trainer):
         """Weights that decay: neither biases and norms, nor temperatures and vectors that stand for themselves."""
         return [name for name in super().get_decay_parameter_names(model) if not UNDECAYED.search(name)]
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        observations = observations_of(dataset)
+        if observations is not None:  # a stream; held-out observations come in their own order
+            if kwargs.get("is_training"):
+                kwargs["sampler_fn"] = lambda _, stream=dataset: StreamOrder(stream)
+            dataset = observations
+        loader = super()._get_dataloader(dataset, *args, **kwargs)
         plain = getattr(loader, "base_dataloader", loader)  # Accelerate's wrapper starts no worker itself
         plain.worker_init_fn = partial(start_worker, plain.worker_init_fn)
         return loader
@@ -343,16 +364,20 @@ class SolarChipTrainer(Trainer):
         Returns:
             transformers' `EvalLoopOutput`. Its metrics have, beside the loss, every term by name and, where retrieval
             is asked for, `class_recall@1`, `class_recall@5`, `class_median_rank`, `patch_recall@1`, ... (means over
-            the pairs of modalities), `retrieval_chance@1` and the figures of `embedding_statistics`.
+            the pairs of modalities), `retrieval_chance@1` and the figures of `embedding_statistics`; with an image
+            processor that has statistics also `reconstruction_mae_hmi_G`, `reconstruction_mae_aia171_DN`, ...: the mean
+            absolute error on the disk in physical units.
         """
         if ignore_keys is None:  # transformers adds a list to it
             ignore_keys = list(self.model.config.keys_to_ignore_at_inference)
-        self._held_out = HeldOut(self.args.retrieval_gallery, LOSS_TERMS)
+        error = PhysicalError(self.processing_class, self.modalities)
+        self._held_out = HeldOut(self.args.retrieval_gallery, LOSS_TERMS, error)
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             metrics, table = self._held_out.metrics(self)
+            self.shown_observation = self._held_out.shown
         finally:
             self._held_out = None
         self.retrieval_table = table if table is not None else self.retrieval_table
