@@ -186,3 +186,13 @@ def test_bad_magnetograms_are_refused():
         magnetogram_statistics(np.full((32, 32), np.nan))
     with pytest.raises(ValueError, match=r"expected \(N, N\)"):
         magnetogram_statistics(np.zeros((32, 16)))
+
+
+def test_past_rates_leave_the_table_as_it_is():
+    """A table of one block, as pandas joins it, is read and not written."""
+    table = pd.DataFrame(np.random.default_rng(0).random((40, 2)), columns=["past_m_rate_1d", "past_log_flux_1d"])
+    table = pd.concat([table.iloc[:20], table.iloc[20:]])
+    before = table.copy()
+    baseline = PastRateLogisticBaseline().fit(table[:20], np.arange(20) % 4)
+    assert np.isfinite(baseline.predict_proba(table[20:])).all()
+    pd.testing.assert_frame_equal(table, before)

@@ -113,6 +113,8 @@ def test_from_name_refuses_what_it_does_not_know():
         {"class_weights": [0.0, 0.0, 0.0, 0.0]},
         {"focal_gamma": -2.0},
         {"ordinal": "ordered"},
+        {"classifier_head": "deep"},
+        {"calibration": {"method": "beta"}},
     ],
 )
 def test_every_field_is_checked(fields):

@@ -31,6 +31,12 @@ _HOMES = {
     "label_calendar_days": ".flare_labels",
     "past_features": ".flare_labels",
     "trailing_day_rates": ".flare_labels",
+    "FlareObservations": ".flare_observations",
+    "label_observations": ".flare_observations",
+    "split_flares": ".flare_observations",
+    "choose_blocks": ".flare_observations",
+    "load_flare_parts": ".flare_preparation",
+    "prepare_flare_archive": ".flare_preparation",
     "LeakageError": ".leakage",
     "check_feature_table": ".leakage",
     "check_past_features": ".leakage",
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
     from .download import download_sdo
     from .flare_events import disk_angle, format_goes_class, parse_goes_class, read_flare_events
     from .flare_labels import label_calendar_days, label_flares, past_features, trailing_day_rates
+    from .flare_observations import FlareObservations, choose_blocks, label_observations, split_flares
+    from .flare_preparation import load_flare_parts, prepare_flare_archive
     from .leakage import LeakageError, check_feature_table, check_past_features
     from .observations import Observations, load_observations
     from .pairing import pair_observations
@@ -68,6 +76,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "FlareObservations",
     "LeakageError",
     "ObservationStream",
     "Observations",
@@ -77,23 +86,28 @@ __all__ = [
     "check_feature_table",
     "check_past_features",
     "blocked_folds",
+    "choose_blocks",
     "chronological_split",
     "download_sdo",
     "disk_angle",
     "format_goes_class",
     "label_calendar_days",
     "label_flares",
+    "label_observations",
+    "load_flare_parts",
     "load_observations",
     "pair_observations",
     "parse_goes_class",
     "past_features",
     "prepare_dataset",
+    "prepare_flare_archive",
     "read_catalog",
     "read_flare_events",
     "read_image",
     "scan_archive",
     "scan_sdoml",
     "scan_surya",
+    "split_flares",
     "split_labels",
     "trailing_day_rates",
 ]

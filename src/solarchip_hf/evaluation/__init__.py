@@ -1,13 +1,19 @@
-"""Skill scores, resampled intervals, reliability and baselines.
+"""Skill scores, fidelity of translations, resampled intervals, reliability and baselines.
 
-The metric modules for `evaluate.load` are the folders of this package (`flare_skill`). Names are loaded when first
-used: importing the package costs nothing.
+The metric modules for `evaluate.load` are the folders of this package (`flare_skill`, `translation_fidelity`). Names
+are loaded when first used: importing the package costs nothing.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "translation_fidelity.fidelity_scores": ("fidelity_scores", "score_names"),
+    "translation_cases": ("TranslationCases", "gather_cases"),
+    "translation_baselines": ("LatentRegression", "autoencoder_ceiling", "sample_pipeline", "simple_baselines"),
+    "translation_unet": ("UNetTranslator", "train_unet"),
+    "translation_report": ("TranslationTable", "compare_translations", "write_report"),
+    "translation_figures": ("rivals_figure", "spread_figure", "translation_figure"),
     "bootstrap": ("BootstrapInterval", "block_bootstrap"),
     "reliability": ("ReliabilityCurve", "reliability_curve"),
     "flare_skill.skill_scores": (
@@ -31,6 +37,10 @@ _HOMES = {
         "classes_from_exceedance",
         "magnetogram_statistics",
     ),
+    "calibration": ("ValidationScore", "boundary_names", "choose_thresholds", "fit_calibration"),
+    "flare_rivals": ("baseline_forecasts", "magnetogram_table"),
+    "flare_report": ("calibrated_report", "write_flare_report"),
+    "flare_seeds": ("seed_report",),
     "figures": ("reliability_figure", "roc_curve", "roc_figure"),
     "stratified": ("changed_windows", "recall_by_angle", "score_forecasts", "scores_by_group", "shuffle_within"),
 }

@@ -162,7 +162,7 @@ class PastRateLogisticBaseline(_Baseline):
                 self.models_.append(logistic(C=self.regularization, max_iter=2000).fit(matrix, reached))
 
     def _transform(self, features: pd.DataFrame) -> np.ndarray:
-        matrix = self._matrix(features)
+        matrix = self._matrix(features).copy()  # it may be a read-only view of the table
         rates = np.array(["_rate_" in name for name in self.columns])
         matrix[:, rates] = np.log1p(matrix[:, rates])
         return matrix

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .calibration import check_calibration
 from .modalities import MODALITY_NAMES, resolve_modality
 from .settings import refuse_typos
 
@@ -291,6 +292,8 @@ class SolarChipConfig(PreTrainedConfig):
         class_weights: Weight of every class in the classification loss; None: equal.
         focal_gamma: Exponent of the focal loss; 0 is plain cross-entropy, a proper score.
         ordinal: Whether the head draws ordered thresholds on one severity scale instead of free classes.
+        classifier_head: `"mlp"`, or `"linear"`: logits that are linear in the averaged tokens (a linear probe).
+        calibration: How logits become calibrated probabilities, and thresholds of warning; see `calibration.py`.
     """
 
     model_type = "solarchip"
@@ -335,6 +338,8 @@ class SolarChipConfig(PreTrainedConfig):
     class_weights: list[float] | list[int] | None = None
     focal_gamma: float | int = 0.0
     ordinal: bool = False
+    classifier_head: Literal["mlp", "linear"] = "mlp"
+    calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
         refuse_typos(type(self).__name__, _own_fields(type(self)), kwargs)
@@ -393,6 +398,8 @@ class SolarChipConfig(PreTrainedConfig):
                 "class_weights",
                 f"{self.num_labels} weights (one a label), none negative and not all zero",
             )
+        if self.calibration is not None:
+            check_calibration(self.calibration, self.num_labels)
 
     @property
     def image_size(self) -> int:

@@ -79,7 +79,8 @@ class SolarChipClassificationHead(nn.Module):
     """From tokens and projections of each image to one feature, from the features of all modalities to logits.
 
     An image's feature is the attention-pooled tokens, plus the class token in the contrastive space through a gate that
-    starts closed. Features of the observed modalities are fused by attention and classified by a small MLP.
+    starts closed. Features of the observed modalities are fused by attention and classified by a small MLP, or, with
+    `classifier_head="linear"`, by one linear layer: a linear probe while the attention stays flat.
 
     Args:
         config: Widths, classes, and whether they are ordered.
@@ -97,8 +98,9 @@ class SolarChipClassificationHead(nn.Module):
         self.contrastive_gate = nn.Parameter(torch.zeros(()))
         self.modality_embedding = nn.ParameterDict({name: torch.zeros(width) for name in config.modalities})
         self.modality_pool = SolarChipAttentionPool(width)
-        self.norm = nn.LayerNorm(width)
-        self.dense = nn.Linear(width, width)
+        if config.classifier_head == "mlp":
+            self.norm = nn.LayerNorm(width)
+            self.dense = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.output = nn.Linear(width, 1 if config.ordinal else config.num_labels)
         # Thresholds on the severity scale: the first, and the logarithms of the steps to the next ones.
@@ -116,7 +118,7 @@ class SolarChipClassificationHead(nn.Module):
     def forward(self, features: torch.Tensor, observed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, M, width) and (B, M) bool -> logits (B, K), modality weights (B, M)."""
         fused, weights = self.modality_pool(features, observed)
-        hidden = F.gelu(self.dense(self.norm(fused)))
+        hidden = F.gelu(self.dense(self.norm(fused))) if self.config.classifier_head == "mlp" else fused
         score = self.output(self.dropout(hidden))
         return score if self.thresholds is None else self._ordered_logits(score), weights
 

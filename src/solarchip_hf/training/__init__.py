@@ -1,4 +1,4 @@
-"""The contrastive Trainer, and what judges it: retrieval, controls, figures.
+"""The contrastive Trainer and what judges it: retrieval, controls, figures; and the tuning of flare forecasts.
 
 Names are loaded on first use, so that importing this package does not pull in transformers' Trainer.
 """
@@ -14,6 +14,18 @@ _HOMES = {
     "RetrievalTable": ".retrieval",
     "cross_modal_retrieval": ".retrieval",
     "compare_with_controls": ".controls",
+    "FlareTrainingArguments": ".flare_arguments",
+    "FlareDataCollator": ".flare_features",
+    "FlareProbe": ".flare_features",
+    "FrozenFeatures": ".flare_features",
+    "encode_observations": ".flare_features",
+    "balanced_class_weights": ".flare_models",
+    "build_flare_model": ".flare_models",
+    "FlareFit": ".flare_trainer",
+    "FlarePredictions": ".flare_trainer",
+    "FlareTrainer": ".flare_trainer",
+    "fit_flare_model": ".flare_trainer",
+    "predict_flares": ".flare_trainer",
 }
 
 if TYPE_CHECKING:
@@ -21,6 +33,10 @@ if TYPE_CHECKING:
     from .augmentation import SolarAugmentation
     from .collator import SolarChipDataCollator
     from .controls import compare_with_controls
+    from .flare_arguments import FlareTrainingArguments
+    from .flare_features import FlareDataCollator, FlareProbe, FrozenFeatures, encode_observations
+    from .flare_models import balanced_class_weights, build_flare_model
+    from .flare_trainer import FlareFit, FlarePredictions, FlareTrainer, fit_flare_model, predict_flares
     from .retrieval import RetrievalTable, cross_modal_retrieval
     from .trainer import SolarChipTrainer
 
@@ -38,11 +54,23 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "FlareDataCollator",
+    "FlareFit",
+    "FlarePredictions",
+    "FlareProbe",
+    "FlareTrainer",
+    "FlareTrainingArguments",
+    "FrozenFeatures",
     "RetrievalTable",
     "SolarAugmentation",
     "SolarChipDataCollator",
     "SolarChipTrainer",
     "SolarChipTrainingArguments",
+    "balanced_class_weights",
+    "build_flare_model",
     "compare_with_controls",
     "cross_modal_retrieval",
+    "encode_observations",
+    "fit_flare_model",
+    "predict_flares",
 ]

@@ -1,0 +1,375 @@
+"""Tuning for flares: what learns and what stays, the best checkpoint, resume, and a signal that is really found."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForImageClassification
+
+from flare_world import TINY, flare_world, labelled_world
+from solarchip_hf import SolarChipForPreTraining
+from solarchip_hf.data import split_flares
+from solarchip_hf.evaluation import ValidationScore
+from solarchip_hf.training import (
+    FlareDataCollator,
+    FlareProbe,
+    FlareTrainer,
+    FlareTrainingArguments,
+    FrozenFeatures,
+    balanced_class_weights,
+    build_flare_model,
+    encode_observations,
+    fit_flare_model,
+    predict_flares,
+)
+from solarchip_hf.training.flare_features import features_gib
+from solarchip_hf.training.flare_models import parse_class_weights
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return flare_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def parts(root):
+    return split_flares(labelled_world(root), {"train": 0.6, "validation": 0.2, "test": 0.2})
+
+
+@pytest.fixture(scope="module")
+def score(parts):
+    return ValidationScore(parts["train"].classes, "M+")
+
+
+def arguments(folder: Path, tuning: str, **overrides) -> FlareTrainingArguments:
+    options = {
+        "output_dir": str(folder),
+        "tuning": tuning,
+        "num_train_epochs": 2,
+        "frozen_epochs": 2,
+        "per_device_train_batch_size": 24,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return FlareTrainingArguments(**{**options, **overrides})
+
+
+def build(root: Path, tuning: str = "attentive", **fields):
+    head = "linear" if tuning == "linear" else "mlp"
+    return build_flare_model(root / "pretrained", classifier_head=head, **fields)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_features_give_the_logits_and_the_loss_of_the_images(root, parts):
+    model = build(root, class_weights=[0.5, 1.0, 2.0, 7.0], focal_gamma=2.0)
+    torch.nn.init.normal_(model.classifier.token_pool.score.weight)
+    torch.nn.init.ones_(model.classifier.contrastive_gate)
+    features = encode_observations(model, parts["validation"], batch_size=7, progress=False)
+    on_features = predict_flares(model, features, progress=False)
+    on_images = predict_flares(model, parts["validation"], batch_size=5, num_workers=1, progress=False)
+    np.testing.assert_allclose(on_features.logits, on_images.logits, atol=1e-5)
+    assert on_images.logits.std(axis=0).min() > 1e-4
+    assert on_images.labels.tolist() == parts["validation"].classes.tolist() == on_features.labels.tolist()
+    assert list(on_features.times) == list(parts["validation"].times)
+    some = features.select([4, 1])
+    assert (some.classes == parts["validation"].classes[[4, 1]]).all()
+    assert torch.equal(some.tokens, features.tokens[[4, 1]])
+    batch = FlareDataCollator(["hmi", "aia171"])([parts["validation"][i] for i in range(6)])
+    own = torch.utils.data.default_collate([features[i] for i in range(6)])
+    with torch.no_grad():
+        torch.testing.assert_close(FlareProbe(model)(**own).loss, model(**batch).loss)
+    needed = features_gib(model.config, len(features)) * 2**30
+    assert needed == (features.tokens.numel() + features.contrastive.numel()) * 4
+
+
+@pytest.mark.parametrize("tuning", ["linear", "attentive", "staged", "full", "lora"])
+def test_what_learns_and_what_stays(root, parts, score, tmp_path, tuning):
+    model = build(root, tuning)
+    before = weights(model)
+    args = arguments(tmp_path, tuning, num_train_epochs=2 if tuning == "linear" else 1, frozen_epochs=1)
+    fit = fit_flare_model(model, parts["train"], parts["validation"], args, score=score)
+    assert fit.model is model
+    assert not model.training
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("classifier.output") for name in changed)
+    backbone = {name for name in changed if name.startswith("solarchip.")}
+    if tuning in ("linear", "attentive"):
+        assert not backbone
+    elif tuning == "lora":
+        assert backbone
+        assert all(name.rpartition(".")[0].endswith("_proj") for name in backbone)
+    else:
+        assert any("fc1" in name for name in backbone)
+        assert any("patch_embedding" in name for name in backbone)
+    if tuning == "linear":
+        assert not model.classifier.token_pool.score.weight.any()
+        assert not model.classifier.modality_pool.score.weight.any()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert set(model.state_dict()) == set(before)  # nothing of peft's is left
+    assert np.isfinite(fit.best_score)
+    assert fit.score_name == "bss"
+    assert 0 < fit.learning <= fit.parameters
+    scores = [line["eval_bss"] for line in fit.history if "eval_bss" in line]
+    assert len(scores) == (2 if tuning in ("linear", "staged") else 1)
+    assert fit.best_score == (scores[-1] if tuning == "staged" else max(scores))
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(
+        predict_flares(again, parts["validation"], progress=False).logits,
+        predict_flares(model, parts["validation"], progress=False).logits,
+        atol=1e-5,
+    )
+
+
+def test_the_signal_in_the_images_is_found(root, parts, score, tmp_path):
+    options = {"num_train_epochs": 25, "learning_rate": 3e-3, "save_total_limit": 1}
+    fit = fit_flare_model(
+        build(root, modalities=["hmi"]),
+        *(split_flares(labelled_world(root, ["hmi"]), {"train": 0.6, "validation": 0.2, "test": 0.2})[name]
+          for name in ("train", "validation")),
+        arguments(tmp_path, "attentive", **options),
+        score=score,
+    )  # fmt: skip
+    assert fit.model.config.modalities == ["hmi"]
+    test = split_flares(labelled_world(root, ["hmi"]), {"train": 0.6, "validation": 0.2, "test": 0.2})["test"]
+    found = predict_flares(fit.model, test, progress=False)
+    skill = score(found.logits, found.labels)
+    assert skill["auc"] > 0.8
+    assert skill["bss"] > 0.2
+
+
+def test_the_checkpoint_with_the_best_score_is_kept(root, parts, tmp_path):
+    planted = iter([0.1, 0.7, 0.3, 0.2])
+    seen = []
+
+    def score(logits, labels):
+        seen.append(logits.copy())
+        return {"bss": next(planted)}
+
+    options = {"num_train_epochs": 4, "save_total_limit": 4}
+    model = build(root)
+    fit = fit_flare_model(
+        model, parts["train"], parts["validation"], arguments(tmp_path, "attentive", **options), score=score
+    )
+    assert (fit.best_score, fit.best_step) == (0.7, 6)
+    kept = predict_flares(model, parts["validation"], progress=False).logits
+    np.testing.assert_allclose(kept, seen[1], atol=1e-5)
+    assert abs(kept - seen[3]).max() > 1e-3
+    assert json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())["best_global_step"] == 6
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_early_stopping_and_the_loss_as_judge(root, parts, tmp_path):
+    scores = iter([0.9, 0.1, 0.2, 0.3, 0.4, 0.5])
+    options = {"num_train_epochs": 6, "early_stopping": 2}
+    fit = fit_flare_model(
+        build(root),
+        parts["train"],
+        parts["validation"],
+        arguments(tmp_path / "a", "attentive", **options),
+        score=lambda logits, labels: {"bss": next(scores)},
+    )
+    assert fit.steps == 9
+    by_loss = fit_flare_model(
+        build(root),
+        parts["train"],
+        parts["validation"],
+        arguments(tmp_path / "b", "attentive", metric_for_best_model="loss"),
+    )
+    losses = [line["eval_loss"] for line in by_loss.history if "eval_loss" in line]
+    assert by_loss.best_score == min(losses)
+    without = fit_flare_model(build(root), parts["train"], None, arguments(tmp_path / "c", "attentive"))
+    assert np.isnan(without.best_score)
+    assert without.best_step == without.steps == 6
+
+
+def test_the_backbone_has_its_own_rate(root, parts, tmp_path):
+    model = build(root)
+    options = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = arguments(tmp_path, "full", learning_rate=2e-3, backbone_learning_rate=5e-5, **options)
+    trainer = FlareTrainer(model, args, train_dataset=parts["train"])
+    groups = trainer.create_optimizer().param_groups
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {named[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(named)
+    assert all(rate == (5e-5 if name.startswith("solarchip.") else 2e-3) for name, rate in rates.items())
+    assert {group["weight_decay"] for group in groups} == {0.0, args.weight_decay}
+    assert arguments(tmp_path, "full", learning_rate=2e-3).backbone_rate == 2e-4
+
+
+class Dying(Dataset):
+    """Ends the process's run at a read, as a crash would."""
+
+    def __init__(self, dataset, after: int):
+        self.dataset, self.left, self.processor = dataset, after, dataset.processor
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(root, parts, score, tmp_path, tuning):
+    whole = build(root, tuning)
+    fit_flare_model(whole, parts["train"], parts["validation"], arguments(tmp_path / "whole", tuning), score=score)
+    dying = Dying(parts["train"], after=len(parts["train"]) + 30)
+    with pytest.raises(KeyboardInterrupt):
+        fit_flare_model(
+            build(root, tuning), dying, parts["validation"], arguments(tmp_path / "cut", tuning), score=score
+        )
+    resumed = build(root, tuning)
+    args = arguments(tmp_path / "cut", tuning, resume_from_checkpoint="last")
+    fit_flare_model(resumed, parts["train"], parts["validation"], args, score=score)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=1e-7, msg=name)
+
+
+def test_staged_tuning_goes_on_behind_its_first_stage(root, parts, score, tmp_path):
+    dying = Dying(parts["train"], after=len(parts["train"]) + 30)  # features take one pass
+    with pytest.raises(KeyboardInterrupt):
+        fit_flare_model(build(root), dying, parts["validation"], arguments(tmp_path, "staged"), score=score)
+    assert (tmp_path / "frozen" / "classifier.safetensors").exists()
+    assert not (tmp_path / "checkpoint-3").exists()
+    model = build(root)
+    args = arguments(tmp_path, "staged", resume_from_checkpoint="last")
+    fit = fit_flare_model(model, parts["train"], parts["validation"], args, score=score)
+    whole = build(root)
+    reference = fit_flare_model(
+        whole, parts["train"], parts["validation"], arguments(tmp_path / "whole", "staged"), score=score
+    )
+    assert len([line for line in fit.history if "eval_bss" in line]) == 2
+    assert len([line for line in reference.history if "eval_bss" in line]) == 4
+    assert fit.best_score == pytest.approx(reference.best_score, abs=1e-6)
+
+
+def test_large_features_are_not_kept(root, parts, score, tmp_path, caplog):
+    cached, uncached = build(root), build(root)
+    args = arguments(tmp_path / "a", "attentive", num_train_epochs=1)
+    fit_flare_model(cached, parts["train"], parts["validation"], args, score=score)
+    args = arguments(tmp_path / "b", "attentive", num_train_epochs=1, feature_cache_gib=1e-6)
+    with caplog.at_level("WARNING"):
+        fit_flare_model(uncached, parts["train"], parts["validation"], args, score=score)
+    assert "computed anew every epoch" in caplog.text
+    for name, value in cached.state_dict().items():  # the same training either way
+        torch.testing.assert_close(uncached.state_dict()[name], value, rtol=0, atol=2e-5, msg=name)
+
+
+def test_features_serve_several_heads(root, parts, score, tmp_path):
+    model = build(root)
+    train, validation = (encode_observations(model, parts[name], progress=False) for name in ("train", "validation"))
+    assert isinstance(train, FrozenFeatures)
+    results = []
+    for seed in (0, 1):
+        head = build_flare_model(root / "pretrained", seed=seed)
+        args = arguments(tmp_path / str(seed), "attentive", seed=seed, num_train_epochs=1)
+        results.append(fit_flare_model(head, train, validation, args, score=score).best_score)
+    assert results[0] != results[1]
+    with pytest.raises(ValueError, match="features of a frozen backbone"):
+        fit_flare_model(model, train, validation, arguments(tmp_path, "full"), score=score)
+
+
+def test_a_pretrained_backbone_is_loaded_and_a_scratch_one_is_not(root):
+    source = SolarChipForPreTraining.from_pretrained(root / "pretrained").state_dict()
+    pretrained, scratch = build(root), build(root, from_scratch=True)
+    own = {name: value for name, value in pretrained.state_dict().items() if name.startswith("solarchip.")}
+    assert len(own) > 20
+    assert all(torch.equal(value, source[name]) for name, value in own.items())
+    assert not torch.equal(_patches(scratch), _patches(pretrained))
+    first, second = (_patches(build(root, from_scratch=True, seed=5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, _patches(scratch))
+    named = build_flare_model("vit-tiny", from_scratch=True, modalities=["hmi"], ordinal=True, **TINY)
+    assert named.config.ordinal
+    assert named.config.modalities == ["hmi"]
+
+
+def _patches(model) -> torch.Tensor:
+    return next(value for name, value in model.state_dict().items() if name.endswith("patch_embedding.weight"))
+
+
+def test_class_weights_are_of_the_training_labels():
+    balanced = balanced_class_weights([0] * 6 + [1] * 3 + [2] + [-1] * 5)
+    assert balanced == pytest.approx([10 / 18, 10 / 9, 10 / 3, 0.0])
+    assert np.average(balanced[:3], weights=[6, 3, 1]) == pytest.approx(1)
+    assert parse_class_weights(["balanced"], [0, 1, 2, 3]) == [1.0] * 4
+    assert parse_class_weights(["1", "2", "3", "4.5"], [0]) == [1.0, 2.0, 3.0, 4.5]
+    assert parse_class_weights(None, [0]) is None
+    assert parse_class_weights(["none"], [0]) is None
+    with pytest.raises(ValueError, match="'balanced' or a number"):
+        parse_class_weights(["heavy"], [0])
+    with pytest.raises(ValueError, match="expected labels"):
+        balanced_class_weights([-1])
+
+
+def test_arguments_choose_augmentation_and_refuse_what_confuses_the_limbs(tmp_path):
+    assert arguments(tmp_path, "linear").augmentation == "none"
+    assert arguments(tmp_path, "full").augmentation == "solar"
+    assert arguments(tmp_path, "attentive", augmentation="solar").augmentation == "solar"
+    for bad, message in (
+        ({"augmentation": "published"}, "confuse the limb"),
+        ({"gradient_cache_chunk": 4}, "neither in flare tuning"),
+        ({"ema_decay": 0.9}, "neither in flare tuning"),
+        ({"lora_rank": 0}, "lora_rank: expected a positive"),
+        ({"early_stopping": -1}, "early_stopping: expected zero or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arguments(tmp_path, "full", **bad)
+    with pytest.raises(ValueError, match="tuning: expected one of linear, attentive"):
+        arguments(tmp_path, "head")
+
+
+@pytest.mark.parametrize(
+    ("tuning", "change", "message"),
+    [
+        ("linear", {"model": "attentive"}, "classifier_head='linear'"),
+        ("full", {"score": None}, "ValidationScore"),
+        ("full", {"validation": []}, "at least one observation in each"),
+        ("lora", {"lora_targets": ["nowhere"]}, "q_proj.*got nowhere"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_words(root, parts, score, tmp_path, tuning, change, message):
+    model = build(root, change.get("model", tuning))
+    options = {"lora_targets": change["lora_targets"]} if "lora_targets" in change else {}
+    with pytest.raises(ValueError, match=message):
+        fit_flare_model(
+            model,
+            parts["train"],
+            change.get("validation", parts["validation"]),
+            arguments(tmp_path, tuning, **options),
+            score=change.get("score", score),
+        )
+
+
+def test_an_undefined_score_ends_in_words(root, parts, score, tmp_path):
+    quiet = parts["validation"].select(parts["validation"].classes < 2)
+    args = arguments(tmp_path, "attentive", metric_for_best_model="tss")
+    with pytest.raises(ValueError, match="tss is undefined on the validation part"):
+        fit_flare_model(build(root), parts["train"], quiet, args, score=score)
+
+
+def test_lora_without_peft_says_what_to_install(root, parts, score, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name == "peft" or name.startswith("peft.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"solarchip_hf\[lora\]"):
+        fit_flare_model(
+            build(root, "lora"), parts["train"], parts["validation"], arguments(tmp_path, "lora"), score=score
+        )
+
+
+def test_a_named_size_without_weights_is_refused():
+    with pytest.raises(ValueError, match="--from_scratch"):
+        build_flare_model("vit-tiny")
