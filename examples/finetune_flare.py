@@ -27,6 +27,7 @@ from solarchip_hf.data import choose_blocks, load_flare_parts, prepare_flare_arc
 from solarchip_hf.data.flare_events import to_utc
 from solarchip_hf.data.flare_preparation import SETTINGS
 from solarchip_hf.evaluation import ValidationScore, calibrated_report
+from solarchip_hf.hub import write_card
 from solarchip_hf.models.calibration import METHODS
 from solarchip_hf.training import FlareTrainingArguments, build_flare_model, fit_flare_model, predict_flares
 from solarchip_hf.training.arguments import read_arguments
@@ -232,6 +233,7 @@ def run(argv: list[str]) -> None:
         seed=args.seed,
     )
     fit.model.config.save_pretrained(output)
+    write_card(output)
     say((output / "report.md").read_text(encoding="utf-8").partition("\n## ")[2].partition("\n## ")[0])
     say(f"{'Synthetic data. ' if report['synthetic'] else ''}Model, forecasts, report and figures are in {output}.")
 

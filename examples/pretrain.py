@@ -28,6 +28,7 @@ from solarchip_hf.data import (
     scan_archive,
     split_labels,
 )
+from solarchip_hf.hub import write_card
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
 from solarchip_hf.training.arguments import read_arguments, with_output_dir
 from solarchip_hf.training.checkpoints import checkpoint_to_resume
@@ -246,6 +247,8 @@ def main(argv: list[str]) -> int:
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(report_pretraining(trainer, metrics, note=data_args.note))
+        synthetic = True if "synthetic" in data_args.note.lower() else None  # the files themselves do not tell
+        write_card(trainer.args.output_dir, trainer=trainer, data=data_args.note or None, synthetic=synthetic)
         print(f"Saved to {trainer.args.output_dir}: AutoModel.from_pretrained({trainer.args.output_dir!r}) loads it.")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
