@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .models.configuration_solarchip import FLARE_CLASSES, SolarChipCNNConfig, SolarChipConfig, SolarChipViTConfig
 from .models.headers import SolarImage, SolarImageError
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 # Public names that are imported on demand, by the room that holds them.
 _ROOMS = {
     "data": (
+        "FlareObservations",
         "LeakageError",
         "ObservationStream",
         "Observations",
@@ -51,6 +53,13 @@ _ROOMS = {
         "split_labels",
     ),
     "training": (
+        "FlareDataCollator",
+        "FlareFit",
+        "FlarePredictions",
+        "FlareProbe",
+        "FlareTrainer",
+        "FlareTrainingArguments",
+        "FrozenFeatures",
         "RetrievalTable",
         "SolarAugmentation",
         "SolarChipDataCollator",
@@ -58,19 +67,46 @@ _ROOMS = {
         "SolarChipTrainingArguments",
         "compare_with_controls",
         "cross_modal_retrieval",
+        "fit_flare_model",
+        "predict_flares",
     ),
     "evaluation": (
         "BootstrapInterval",
         "ClimatologyBaseline",
+        "LatentRegression",
         "MagnetogramForestBaseline",
         "PastRateLogisticBaseline",
         "PersistenceBaseline",
         "ReliabilityCurve",
         "TrailingRateBaseline",
+        "TranslationCases",
+        "TranslationTable",
+        "UNetTranslator",
+        "ValidationScore",
         "block_bootstrap",
         "reliability_curve",
     ),
-    "hub": ("convert_checkpoint", "save_with_code"),
+    "translation": (
+        "DiffusionArguments",
+        "DiffusionTrainer",
+        "LatentDataset",
+        "PriorLatents",
+        "SolarChipControlNetPipeline",
+        "SolarChipControlNetPipelineOutput",
+        "TranslationLatents",
+        "encode_dataset",
+    ),
+    "hub": (
+        "CardResult",
+        "EndpointHandler",
+        "FlareAttribution",
+        "SolarFlareForecastingPipeline",
+        "convert_checkpoint",
+        "push_folder",
+        "push_to_hub",
+        "save_with_code",
+        "write_card",
+    ),
 }
 _LAZY = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -84,6 +120,12 @@ def _register() -> None:
     AutoImageProcessor.register(
         SolarChipConfig, image_processor_classes={"pil": SolarChipImageProcessor}, exist_ok=True
     )
+    # By a dotted name, as transformers' own tasks: the module is imported when the task is first asked for.
+    PIPELINE_REGISTRY.supported_tasks["solar-flare-forecasting"] = {
+        "impl": f"{__name__}.hub.flare_pipeline.SolarFlareForecastingPipeline",
+        "pt": (AutoModelForImageClassification,),
+        "type": "image",
+    }
 
 
 _register()
@@ -104,7 +146,22 @@ def __dir__() -> list[str]:
 __all__ = [
     "FLARE_CLASSES",
     "BootstrapInterval",
+    "CardResult",
     "ClimatologyBaseline",
+    "DiffusionArguments",
+    "DiffusionTrainer",
+    "EndpointHandler",
+    "FlareAttribution",
+    "FlareDataCollator",
+    "FlareFit",
+    "FlareObservations",
+    "FlarePredictions",
+    "FlareProbe",
+    "FlareTrainer",
+    "FlareTrainingArguments",
+    "FrozenFeatures",
+    "LatentDataset",
+    "LatentRegression",
     "LeakageError",
     "MODALITIES",
     "MODALITY_NAMES",
@@ -114,6 +171,7 @@ __all__ = [
     "Observations",
     "PastRateLogisticBaseline",
     "PersistenceBaseline",
+    "PriorLatents",
     "ReliabilityCurve",
     "RetrievalTable",
     "SolarAugmentation",
@@ -121,6 +179,8 @@ __all__ = [
     "SolarChipCNNDecoder",
     "SolarChipCNNModel",
     "SolarChipConfig",
+    "SolarChipControlNetPipeline",
+    "SolarChipControlNetPipelineOutput",
     "SolarChipDataCollator",
     "SolarChipForImageClassification",
     "SolarChipForPreTraining",
@@ -138,17 +198,28 @@ __all__ = [
     "SolarChipViTModel",
     "SolarImage",
     "SolarImageError",
+    "SolarFlareForecastingPipeline",
     "SyntheticSun",
     "TrailingRateBaseline",
+    "TranslationCases",
+    "TranslationLatents",
+    "TranslationTable",
+    "UNetTranslator",
+    "ValidationScore",
     "block_bootstrap",
     "chronological_split",
     "compare_with_controls",
     "convert_checkpoint",
     "cross_modal_retrieval",
+    "encode_dataset",
+    "fit_flare_model",
     "label_flares",
     "load_observations",
     "pair_observations",
+    "predict_flares",
     "prepare_dataset",
+    "push_folder",
+    "push_to_hub",
     "read_catalog",
     "read_flare_events",
     "read_image",
@@ -157,4 +228,5 @@ __all__ = [
     "save_with_code",
     "scan_archive",
     "split_labels",
+    "write_card",
 ]

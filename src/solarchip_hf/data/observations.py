@@ -266,11 +266,12 @@ def _folder(path: str | os.PathLike, revision: str | None) -> Path:
                 f"got {text!r}. Write one with prepare_dataset."
             )
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
 
+        broken: Any = HfHubHTTPError.__bases__  # the HTTP client's errors too, as when a download breaks off
         try:
             folder = Path(snapshot_download(text, repo_type="dataset", revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        except broken as error:
             raise FileNotFoundError(
                 f"path: expected the folder of a prepared dataset, or a dataset repository that can be reached, "
                 f"got {text!r}: no such folder here, and the Hub says: {error}"

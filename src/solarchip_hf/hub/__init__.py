@@ -6,7 +6,18 @@ Names are loaded on first use.
 import importlib
 from typing import Any
 
-_HOMES = {"convert_checkpoint": ".convert", "save_with_code": ".remote_code"}
+_HOMES = {
+    "CardResult": ".card_results",
+    "EndpointHandler": ".handler",
+    "FlareAttribution": ".attribution",
+    "SolarFlareForecastingPipeline": ".flare_pipeline",
+    "convert_checkpoint": ".convert",
+    "forecast_figure": ".flare_figures",
+    "push_folder": ".publish",
+    "push_to_hub": ".publish",
+    "save_with_code": ".remote_code",
+    "write_card": ".cards",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +32,15 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
-__all__ = ["convert_checkpoint", "save_with_code"]
+__all__ = [
+    "CardResult",
+    "EndpointHandler",
+    "FlareAttribution",
+    "SolarFlareForecastingPipeline",
+    "convert_checkpoint",
+    "forecast_figure",
+    "push_folder",
+    "push_to_hub",
+    "save_with_code",
+    "write_card",
+]

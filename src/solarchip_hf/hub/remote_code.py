@@ -33,6 +33,33 @@ def code_files() -> list[Path]:
     return sorted(entries | needed)
 
 
+def with_auto_map(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The configurations of a saved model as they are beside its code: with the full `auto_map`.
+
+    Args:
+        folder: Has a `config.json`, and perhaps a `preprocessor_config.json`.
+
+    Returns:
+        File name to content; the files stay as they are.
+
+    Raises:
+        FileNotFoundError: There is no `config.json`.
+        ValueError: `config.json` is not of a SolarCHIP model.
+    """
+    folder = Path(folder)
+    config_path, processor_path = folder / "config.json", folder / "preprocessor_config.json"
+    if not config_path.is_file():
+        raise FileNotFoundError(f"{config_path}: expected the configuration of a saved model. Save the model first.")
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    if config.get("model_type") != "solarchip":
+        raise ValueError(f"{config_path}: model_type: expected 'solarchip', got {config.get('model_type')!r}.")
+    contents = {config_path.name: {**config, "auto_map": CONFIG_AUTO_MAP}}
+    if processor_path.is_file():
+        processor = json.loads(processor_path.read_text(encoding="utf-8"))
+        contents[processor_path.name] = {**processor, "auto_map": PROCESSOR_AUTO_MAP}
+    return contents
+
+
 def add_code(folder: str | Path) -> list[Path]:
     """Puts the code and the full `auto_map` into a folder that holds a saved model.
 
@@ -47,16 +74,8 @@ def add_code(folder: str | Path) -> list[Path]:
         ValueError: `config.json` is not of a SolarCHIP model.
     """
     folder = Path(folder)
-    config_path, processor_path = folder / "config.json", folder / "preprocessor_config.json"
-    if not config_path.is_file():
-        raise FileNotFoundError(f"{config_path}: expected the configuration of a saved model. Save the model first.")
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "solarchip":
-        raise ValueError(f"{config_path}: model_type: expected 'solarchip', got {config.get('model_type')!r}.")
-    _write_json(config_path, {**config, "auto_map": CONFIG_AUTO_MAP})
-    if processor_path.is_file():
-        processor = json.loads(processor_path.read_text(encoding="utf-8"))
-        _write_json(processor_path, {**processor, "auto_map": PROCESSOR_AUTO_MAP})
+    for name, content in with_auto_map(folder).items():
+        (folder / name).write_bytes(json_bytes(content))
     written = [Path(shutil.copyfile(source, folder / source.name)) for source in code_files()]
     logger.info("%s: wrote %d modules beside the weights", folder, len(written))
     return written
@@ -91,8 +110,9 @@ def save_with_code(model: Any, folder: str | Path, *, processor: Any = None, **s
     return add_code(folder)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def json_bytes(content: dict[str, Any]) -> bytes:
+    """A configuration as transformers writes it: indented, sorted, UTF-8."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-__all__ = ["add_code", "code_files", "save_with_code"]
+__all__ = ["add_code", "code_files", "json_bytes", "save_with_code", "with_auto_map"]
