@@ -55,7 +55,7 @@ translate-demo: $(VENV)/.run  ## Translate synthetic magnetograms to 171 and bac
 	    --start 2012-06-01 --end 2015-09-14 --cadence 2D
 	@echo "   ... and the held-out days"
 	@$(BIN)/python examples/draw_synthetic_archive.py --output $(TRANSLATE)/archive --modalities hmi 171 --size 64 --workers 2 \
-	    --start 2015-11-01 --end 2016-02-05 --cadence 2D
+	    --start 2016-03-15 --end 2016-06-19 --cadence 2D
 	@echo "== 2/6 Preparing: $(TRANSLATE)/prepared"
 	@$(BIN)/python examples/prepare_data.py prepare $(TRANSLATE)/archive $(TRANSLATE)/prepared --size 64 \
 	    --train-end 2015-10-20 --modalities hmi 171 --workers 2
@@ -69,9 +69,9 @@ translate-demo: $(VENV)/.run  ## Translate synthetic magnetograms to 171 and bac
 	@$(BIN)/accelerate launch --config_file examples/accelerate/cpu.yaml examples/train_controlnet.py \
 	    examples/configs/translate_controlnet.yaml --sources 171 --target hmi --output_dir $(TRANSLATE)/aia171-to-hmi
 	@echo "== 6/6 Held-out synthetic days, beside the baselines"
-	@$(BIN)/python examples/evaluate_translation.py $(TRANSLATE)/hmi-to-aia171 $(TRANSLATE)/prepared --note synthetic \
+	@$(BIN)/python examples/evaluate_translation.py $(TRANSLATE)/hmi-to-aia171 $(TRANSLATE)/prepared --note synthetic --guidance_scale 2 \
 	    --output $(TRANSLATE)/hmi-to-aia171/evaluation
-	@$(BIN)/python examples/evaluate_translation.py $(TRANSLATE)/aia171-to-hmi $(TRANSLATE)/prepared --note synthetic \
+	@$(BIN)/python examples/evaluate_translation.py $(TRANSLATE)/aia171-to-hmi $(TRANSLATE)/prepared --note synthetic --guidance_scale 2 \
 	    --output $(TRANSLATE)/aia171-to-hmi/evaluation
 	@echo "== Done. Pipelines, tables and figures are in $(TRANSLATE)/hmi-to-aia171 and $(TRANSLATE)/aia171-to-hmi (synthetic)"
 

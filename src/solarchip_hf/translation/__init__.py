@@ -19,6 +19,8 @@ _HOMES = {
     ),
     "pipeline_solarchip_controlnet": ("SolarChipControlNetPipeline", "SolarChipControlNetPipelineOutput"),
     "generated_maps": ("write_fits",),
+    "latents": ("LatentDataset", "PriorLatents", "TranslationLatents", "encode_dataset"),
+    "diffusion_training": ("DiffusionArguments", "DiffusionTrainer"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
         normalise_latents,
         null_context,
     )
+    from .diffusion_training import DiffusionArguments, DiffusionTrainer
     from .generated_maps import write_fits
+    from .latents import LatentDataset, PriorLatents, TranslationLatents, encode_dataset
     from .pipeline_solarchip_controlnet import SolarChipControlNetPipeline, SolarChipControlNetPipelineOutput
 
 
@@ -56,13 +60,19 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "DiffusionArguments",
+    "DiffusionTrainer",
+    "LatentDataset",
+    "PriorLatents",
     "SolarChipControlNetPipeline",
     "SolarChipControlNetPipelineOutput",
+    "TranslationLatents",
     "build_controlnet",
     "build_prior",
     "build_scheduler",
     "condition_on_sources",
     "denormalise_latents",
+    "encode_dataset",
     "latent_shape",
     "normalise_latents",
     "null_context",
