@@ -1,7 +1,7 @@
 """The flare report of the synthetic Sun, and the hazard that no forecast can beat."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,14 @@ import pandas as pd
 from .ephemeris import EPOCH, days_since_epoch, surface_to_observer, viewpoint
 from .state import (
     ENERGY_DAYS,
-    ENERGY_PER_SIZE,
+    ENERGY_PER_RELEASE,
     ENERGY_STEP,
     LONGEST_LIFE,
-    M1_FLUX,
     Region,
     RegionHistory,
+    can_release,
     flare_rate,
-    mean_size,
+    mean_release,
     rotation_offset,
     share_above,
 )
@@ -167,61 +167,69 @@ def _minute(days: float) -> pd.Timestamp:
     return (EPOCH + pd.Timedelta(days, "D")).floor("min")
 
 
-def hazard(history: RegionHistory, times: Iterable, horizon: str, threshold: str | float) -> np.ndarray:
-    """Probability of a flare of at least `threshold` that starts within `horizon` of t, given the whole hidden state.
+def hazard(
+    history: RegionHistory, times: Iterable, horizon: str | pd.Timedelta, thresholds: Sequence[str | float]
+) -> np.ndarray:
+    """Probability that a flare of at least each threshold starts within `horizon` of t, given all that is hidden.
 
     The generating process is followed in the mean: the forcing relaxes, energy is fed, leaks and is spent by the
-    expected flares, and the rate of flares above the threshold is summed over the regions while they face the Earth.
-    Regions that have not yet emerged are not known. No forecast from images can do better in the long run.
+    expected flares, and the rate of flares above the threshold, and above the background that would hide them, is
+    summed over the regions while they face the Earth. Regions that have not yet emerged are not known. No forecast from
+    images can do better in the long run.
 
     Args:
         history: The active regions.
         times: UTC times.
         horizon: A pandas time span.
-        threshold: GOES class, or flux in W/m2.
+        thresholds: T GOES classes, or fluxes in W/m2.
 
     Returns:
-        (len(times),) probabilities.
+        (len(times), T) probabilities.
 
     Raises:
-        ValueError: The threshold is no class, or the horizon is not positive.
+        ValueError: A threshold is no class, or the horizon is not positive.
     """
     span = pd.Timedelta(horizon) / pd.Timedelta("1D")
     if not span > 0:
         raise ValueError(f"horizon: expected a positive time span such as '24h', got {horizon!r}.")
-    size = parse_goes_class(threshold) / M1_FLUX
+    fluxes = [parse_goes_class(threshold) for threshold in thresholds]
     steps = max(1, round(span / ENERGY_STEP))
     step = span / steps
-    probabilities = []
+    rows = []
     for time in times:
         days = days_since_epoch(time)
-        regions = [region for region in history.alive(days) if days - region.emergence < ENERGY_DAYS - span]
-        expected = 0.0
+        alive = history.alive(days)
+        regions = [region for region in alive if days - region.emergence < ENERGY_DAYS - span]
+        row = np.zeros(len(fluxes))
         if regions:
-            expected = _expected_flares(regions, days, step, steps, size)
-        probabilities.append(-math.expm1(-expected))
-    return np.array(probabilities)
+            floor = Background(alive).at(days)
+            row = _expected_flares(regions, days, step, steps, [max(flux, floor) for flux in fluxes])
+        rows.append(row)
+    return -np.expm1(-np.reshape(rows, (len(rows), len(fluxes))))
 
 
-def _expected_flares(regions: list[Region], days: float, step: float, steps: int, size: float) -> float:
+def _expected_flares(
+    regions: list[Region], days: float, step: float, steps: int, thresholds: Sequence[float]
+) -> np.ndarray:
+    """(T,) expected numbers of flares of at least each threshold, W/m2, in `steps` steps of `step` days."""
     index = [min(int((days - r.emergence) / ENERGY_STEP), len(r.history.energy) - 1) for r in regions]
     energy = np.array([r.history.energy[i] for r, i in zip(regions, index, strict=True)])
     forcing = np.array([r.history.forcing[i] for r, i in zip(regions, index, strict=True)])
     complexity = np.array([r.complexity for r in regions])
     longitude = np.array([r.meridian_distance(days) for r in regions])
-    total = 0.0
+    total = np.zeros(len(thresholds))
     for number in range(steps):
         lead = (number + 0.5) * step
         age = np.array([days + lead - r.emergence for r in regions])
         decay = np.array([1.5 * r.decay_time for r in regions])
         flux = np.array([r.flux for r in regions]) * (1.0 - np.exp(-age / 1.5)) * np.exp(-age / decay)
         rate = flare_rate(energy, flux)
-        facing = np.abs(longitude + 13.2 * lead) < 90.0
-        total += float((rate * share_above(size, energy) * facing).sum()) * step
+        facing = rate * can_release(energy) * (np.abs(longitude + 13.2 * lead) < 90.0)
+        total += step * np.array([float((facing * share_above(peak, flux)).sum()) for peak in thresholds])
         # mean of exp(0.7 z) for z relaxing from its value now to a unit normal
         memory = math.exp(-lead / 2.0)
         mean_drive = np.exp(0.7 * memory * forcing + 0.245 * (1.0 - memory**2) - 0.245)
         feeding = 0.3 * complexity**1.5 * mean_drive * flux**1.5
-        spent = ENERGY_PER_SIZE * mean_size(energy) * rate
+        spent = ENERGY_PER_RELEASE * mean_release(energy) * rate
         energy = np.maximum(energy + step * (feeding - 0.1 * energy - spent), 0.0)
     return total

@@ -199,8 +199,27 @@ class SyntheticSun:
 
         Returns:
             (len(times),) float64 probabilities.
+
+        Raises:
+            ValueError: The threshold is no class, or the horizon is not positive.
         """
-        return hazard(self._history, times, horizon, threshold)
+        return hazard(self._history, times, horizon, [threshold])[:, 0]
+
+    def flare_probabilities(self, times: Iterable[Any], horizon: str = "24h") -> np.ndarray:
+        """The true probabilities of the class of the largest flare that starts within `horizon` after each time.
+
+        As `hazard`, for the four classes of a flare forecast at once.
+
+        Args:
+            times: UTC.
+            horizon: A pandas time span.
+
+        Returns:
+            (len(times), 4) float64: below C (or none at all), C, M, X; rows sum to 1.
+        """
+        above = hazard(self._history, times, horizon, ["C1.0", "M1.0", "X1.0"])
+        edge = np.ones((len(above), 1))
+        return np.concatenate([edge, above], axis=1) - np.concatenate([above, 0.0 * edge], axis=1)
 
     def _names(self, modalities: Iterable[str | int] | None) -> list[str]:
         if modalities is None:

@@ -1,0 +1,108 @@
+"""The report over seeds: means and errors by hand, the claim, and what cannot be scored."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from solarchip_hf.evaluation.flare_seeds import seed_report
+
+
+class Part:
+    """What the report reads of `FlareObservations`."""
+
+    def __init__(self, classes, start):
+        self.classes = np.asarray(classes)
+        self.times = pd.date_range(start, periods=len(classes), freq="1D", tz="UTC")
+        self.labels = pd.DataFrame({"label": self.classes}, index=self.times)
+        self.labels.attrs["source"] = "synthetic"
+
+    def __len__(self):
+        return len(self.classes)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    random = np.random.default_rng(0)
+    draw = lambda count: random.choice(4, count, p=[0.2, 0.5, 0.25, 0.05])  # noqa: E731
+    return {
+        "train": Part(draw(400), "2012-01-01"),
+        "validation": Part(draw(200), "2014-01-01"),
+        "test": Part(draw(240), "2015-01-01"),
+    }
+
+
+def forecasts(parts, knowledge, seed):
+    """Between the class frequencies and the truth, with noise."""
+    random = np.random.default_rng(seed)
+    result = {}
+    for name in ("validation", "test"):
+        truth = np.eye(4)[parts[name].classes]
+        noise = random.dirichlet([2, 5, 2.5, 0.5], len(truth))
+        result[name] = knowledge * truth + (1 - knowledge) * noise
+    return result
+
+
+@pytest.fixture(scope="module")
+def arms(parts):
+    return {
+        "good": [forecasts(parts, 0.4, seed) for seed in range(4)],
+        "poor": [forecasts(parts, 0.05, seed) for seed in range(10, 14)],
+        "truth": [forecasts(parts, 0.9, 99)],
+    }
+
+
+def test_means_and_errors_are_those_of_the_seeds(parts, arms, tmp_path):
+    report = seed_report(tmp_path, parts, arms, claim=("good", "poor"), ceiling="truth", num_resamples=40)
+    base = (parts["train"].classes >= 2).mean()
+    events = parts["test"].classes >= 2
+    bss = [1 - ((f["test"][:, 2:].sum(1) - events) ** 2).mean() / ((base - events) ** 2).mean() for f in arms["good"]]
+    row = report["scores"]["M+"]["good"]["bss"]
+    assert row["seeds"] == pytest.approx(bss)
+    assert row["mean"] == pytest.approx(np.mean(bss))
+    assert row["standard_error"] == pytest.approx(np.std(bss, ddof=1) / 2)
+    assert row["low"] < row["mean"] < row["high"]
+    assert report["scores"]["M+"]["truth"]["tss"]["standard_error"] is None
+    assert report["claim"]["holds"]
+    gap = report["claim"]["bss"]
+    assert gap["difference"] > gap["between_the_error_bars"] > 0
+    assert report["synthetic"]
+    saved = json.loads((tmp_path / "seeds.json").read_text())
+    assert saved["scores"]["C+"].keys() == arms.keys()
+    text = (tmp_path / "seeds.md").read_text()
+    assert "**Synthetic** data" in text
+    assert "The claim holds" in text
+    assert (tmp_path / "figures" / "seeds.png").stat().st_size > 5000
+
+
+def test_a_claim_that_fails_is_said_to_fail(parts, arms, tmp_path):
+    report = seed_report(tmp_path, parts, arms, claim=("poor", "good"), num_resamples=10)
+    assert not report["claim"]["holds"]
+    assert "does **not** hold" in (tmp_path / "seeds.md").read_text()
+
+
+def test_samples_that_an_arm_cannot_forecast_are_left_out_for_all(parts, arms, tmp_path):
+    gappy = {name: values.copy() for name, values in arms["poor"][0].items()}
+    gappy["test"][:60] = np.nan
+    report = seed_report(tmp_path, parts, {**arms, "gappy": [gappy]}, num_resamples=10)
+    assert report["left_out"] == {"validation": 0, "test": 60}
+    events = parts["test"].classes[60:] >= 2
+    base = (parts["train"].classes >= 2).mean()
+    above = arms["good"][0]["test"][60:, 2:].sum(1)
+    expected = 1 - ((above - events) ** 2).mean() / ((base - events) ** 2).mean()
+    assert report["scores"]["M+"]["good"]["bss"]["seeds"][0] == pytest.approx(expected)
+    gappy["test"][:] = np.nan
+    with pytest.raises(ValueError, match="test part that all of them forecast, got none"):
+        seed_report(tmp_path, parts, {"gappy": [gappy]})
+    with pytest.raises(ValueError, match="claim"):
+        seed_report(tmp_path, parts, arms, claim=("good", "unheard of"))
+
+
+def test_a_test_part_without_events_leaves_the_claim_open(parts, arms, tmp_path):
+    quiet = {**parts, "test": Part(np.minimum(parts["test"].classes, 1), "2015-01-01")}
+    report = seed_report(tmp_path, quiet, arms, claim=("good", "poor"), num_resamples=10)
+    assert report["scores"]["M+"]["good"]["tss"]["mean"] is None
+    assert not report["claim"]["holds"]
+    assert report["claim"]["tss"]["difference"] is None
+    json.loads((tmp_path / "seeds.json").read_text(), parse_constant=lambda name: pytest.fail(name))

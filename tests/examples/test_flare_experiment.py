@@ -1,0 +1,37 @@
+"""examples/flare_experiment.py, made small: every arm is scored, what is kept is used again, nonsense is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import flare_experiment
+
+
+def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
+    options = ["--output", str(tmp_path), "--span", "2013-01-01", "2013-11-01", "--parts", "2013-05-20", "2013-08-20"]
+    options += ["--cadence", "4D", "--labels", "0.5", "--seeds", "2", "--pretraining_steps", "1", "--epochs", "1"]
+    options += ["--workers", "1"]
+    assert flare_experiment.main(options) == 0
+    report = json.loads((tmp_path / "seeds.json").read_text())
+    scores = report["scores"]["M+"]
+    assert {"pretrained, frozen probe", "same network from scratch", "climatology", "persistence"} <= set(scores)
+    assert {"past-rate logistic", "magnetogram forest", "true hazard of the simulation"} <= set(scores)
+    assert len(scores["pretrained, frozen probe"]["bss"]["seeds"]) == 2
+    assert report["synthetic"]
+    assert report["claim"]["better"] == "pretrained, frozen probe"
+    assert (tmp_path / "figures" / "seeds.png").is_file()
+    backbone = (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns
+    assert "**Synthetic** data" in capsys.readouterr().out
+    assert flare_experiment.main([*options[:-2], "--workers", "1", "--seeds", "1"]) == 0
+    assert (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns == backbone
+    assert flare_experiment.main([*options, "--sun", "5"]) == 2
+    assert "expected a new folder, or the settings of" in capsys.readouterr().err
+
+
+def test_bad_input_ends_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert flare_experiment.main(["--output", str(tmp_path / "file")]) == 2
+    assert flare_experiment.main(["--output", str(tmp_path), "--span", "2013-01-01", "2012-01-01"]) == 2
+    assert "flare_experiment.py: days: expected a positive number" in capsys.readouterr().err
