@@ -55,6 +55,12 @@ def test_from_name_puts_overrides_where_they_belong():
     assert (config.backbone_config.double_z, config.backbone_config.latent_channels) == (True, 16)
 
 
+@pytest.mark.parametrize("labels", [2, 3, 4])
+def test_the_number_of_labels_survives_a_round_trip(labels, tmp_path):
+    SolarChipConfig.from_name("vit-tiny", num_labels=labels).save_pretrained(tmp_path)
+    assert SolarChipConfig.from_pretrained(tmp_path).num_labels == labels
+
+
 def test_named_sizes_are_not_shared_between_configurations():
     SolarChipConfig.from_name("vit-tiny").backbone_config.hidden_size = 64
     assert SolarChipConfig.from_name("vit-tiny").hidden_size == 128

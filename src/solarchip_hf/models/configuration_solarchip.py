@@ -466,6 +466,11 @@ class SolarChipConfig(PreTrainedConfig):
                 raise ValueError(f"SolarChipConfig.from_name: expected a known field, got {key!r}.{hint}")
         return cls(**values)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to a file: labels always, since transformers leaves out two, its default."""
+        whole = self.to_dict()
+        return super().to_diff_dict() | {name: whole[name] for name in ("id2label", "label2id")}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Builds a configuration from a saved one; `modalities=` selects some of those it was saved with.

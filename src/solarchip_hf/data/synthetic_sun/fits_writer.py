@@ -27,7 +27,7 @@ from .surface import SurfaceNoise
 
 ORIGIN = "SYNTHETIC (solarchip_hf)"
 CREATOR = "solarchip_hf.data.SyntheticSun"
-VERSION = 1  # of the drawn Sun: raised whenever the same seed gives other pixels
+VERSION = 2  # of the drawn Sun: raised whenever the same seed gives other pixels
 BLANK = -2147483648
 AIA_BSCALE, HMI_BSCALE = 0.0625, 0.1
 
