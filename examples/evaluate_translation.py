@@ -5,7 +5,7 @@
 
 Takes a saved SolarChipControlNetPipeline and a prepared dataset whose rows are split in time. Writes `fidelity.md` and
 `fidelity.json` (every method in one table, with intervals from blocks of time), figures and the U-Net that was trained
-as a baseline, which a second run loads instead of training it again.
+as a baseline, which a second run with the same training observations and settings loads instead of training it again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from solarchip_hf.evaluation.translation_baselines import (
 from solarchip_hf.evaluation.translation_cases import TranslationCases, gather_cases
 from solarchip_hf.evaluation.translation_figures import write_figures
 from solarchip_hf.evaluation.translation_report import compare_translations, write_report
-from solarchip_hf.evaluation.translation_unet import UNetTranslator, train_unet
+from solarchip_hf.evaluation.translation_unet import FACTS, UNetTranslator, train_unet, training_key
 from solarchip_hf.translation import SolarChipControlNetPipeline
 
 METHOD = "ControlNet"
@@ -76,10 +76,14 @@ def split_name(dataset: Observations, wanted: str | None) -> str:
 def unet_baseline(options: argparse.Namespace, training: Observations, cases: TranslationCases) -> np.ndarray:
     """The U-Net's predictions; trained on the training part, the last of which it stops by."""
     folder = options.output / "unet"
-    try:
-        translator = UNetTranslator.from_pretrained(folder).to(options.device)
+    settings = {"widths": list(options.unet_widths), "steps": options.unet_steps, "seed": options.seed}
+    key = training_key(training, cases.source_modalities, cases.target_modality, **settings)
+    translator = UNetTranslator.from_pretrained(folder).to(options.device) if (folder / FACTS).is_file() else None
+    if translator is not None and translator.training_key == key:
         print(f"U-Net loaded from {folder}.")
-    except FileNotFoundError:
+    else:
+        if translator is not None:
+            print(f"The U-Net in {folder} was trained on other observations or with other settings: trained anew.")
         torch.manual_seed(options.seed)
         translator = UNetTranslator.build(
             cases.source_modalities,
@@ -101,6 +105,7 @@ def unet_baseline(options: argparse.Namespace, training: Observations, cases: Tr
             device=options.device,
             progress=sys.stderr.isatty(),
         )
+        translator.training_key = key
         translator.save_pretrained(folder)
     return translator.predict(cases, batch_size=options.batch_size)
 

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from solarchip_hf import SolarChipConfig
 from solarchip_hf.data import choose_blocks, load_flare_parts, prepare_flare_archive, read_flare_events
+from solarchip_hf.data.durations import read_duration
 from solarchip_hf.data.flare_events import to_utc
+from solarchip_hf.data.flare_observations import told_window
 from solarchip_hf.data.flare_preparation import SETTINGS
 from solarchip_hf.evaluation import ValidationScore, calibrated_report
 from solarchip_hf.hub import write_card
+from solarchip_hf.hub.card_facts import told_arguments
 from solarchip_hf.models.calibration import METHODS
 from solarchip_hf.training import FlareTrainingArguments, build_flare_model, fit_flare_model, predict_flares
 from solarchip_hf.training.arguments import read_arguments
@@ -83,7 +85,7 @@ class DataArguments:
     shares: list[float] | None = field(
         default=None, metadata={"help": "Shares of training, validation, test; default: as prepared, else .6 .2 .2."}
     )
-    gap: str = field(default="27D", metadata={"help": "Time left out at the borders; 27 days: a solar rotation."})
+    gap: str | None = field(default=None, metadata={"help": "Time left out at the borders; default: 27D, a rotation."})
     label_fraction: float = field(default=1.0, metadata={"help": "Share of the training labels, in blocks of 27 days."})
     note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
 
@@ -129,12 +131,15 @@ def check(model: ModelArguments, data: DataArguments, judge: ReportArguments) ->
         raise ValueError(f"shares: expected three positive numbers that add up to 1, got {data.shares}.")
     if (data.validation_start is None) != (data.test_start is None) or len(data.coverage or "ab") != 2:
         raise ValueError("validation_start and test_start, and the ends of coverage: expected both or none.")
-    kinds = dict.fromkeys(("tolerance", "gap", "horizon", "latency"), pd.Timedelta)
-    for name, kind in (kinds | dict.fromkeys(("validation_start", "test_start", "coverage"), to_utc)).items():
+    if data.shares and data.test_start:
+        raise ValueError("shares, test_start: expected one of them, got both; dates would leave shares without effect.")
+    for name in ("tolerance", "gap", "horizon", "latency"):
+        read_duration(getattr(data, name) or "27D", name, zero=name != "horizon")
+    for name in ("validation_start", "test_start", "coverage"):
         try:
-            kind(getattr(data, name) or [])
+            to_utc(getattr(data, name) or [])
         except ValueError as error:
-            raise ValueError(f"{name}: expected a time span as '27D', or a date as '2014-06-01': {error}.") from error
+            raise ValueError(f"{name}: expected a date as '2014-06-01': {error}.") from error
     if judge.calibration not in METHODS or judge.num_resamples < 1:
         raise ValueError(f"calibration, num_resamples: expected one of {', '.join(METHODS)}, and at least 1.")
     ValidationScore([0], judge.boundary)
@@ -156,7 +161,7 @@ def run(argv: list[str]) -> None:
     say = print if args.process_index == 0 else lambda *_, **__: None
     name, folder, options = model_args.model_name, Path(data.data_dir), {"modalities": model_args.modalities}
     saved = read_pretrained(name)
-    options |= {"parts": data.parts(), "gap": data.gap}
+    options["parts"] = data.parts()
     if saved:
         options["known"] = saved[0].modalities
         settings = {setting: getattr(saved[1], setting) for setting in SETTINGS}
@@ -170,6 +175,7 @@ def run(argv: list[str]) -> None:
                 folder,
                 data.cache_dir,
                 settings,
+                gap=data.gap or "27D",
                 events=events,
                 tolerance=data.tolerance,
                 workers=data.workers,
@@ -184,6 +190,7 @@ def run(argv: list[str]) -> None:
         events,
         model=name if saved else None,
         prepared_parts=raw or not (data.test_start or data.shares),
+        gap=None if raw else data.gap,
         horizon=data.horizon,
         by=data.by,
         coverage=data.coverage and tuple(data.coverage),
@@ -202,9 +209,9 @@ def run(argv: list[str]) -> None:
         class_weights=parse_class_weights(model_args.class_weights, train.classes),
         **{"classifier_head": "linear" if args.tuning == "linear" else None, **fields},
     )
-    size, own = model.config.image_size, train.processor.size
-    if size != own:
-        raise ValueError(f"data_dir: expected images of {size} px for {name}, got {own} px. Set image_size: {own}.")
+    size, given = model.config.image_size, train.processor.size
+    if size != given:
+        raise ValueError(f"data_dir: expected images of {size} px for {name}, got {given} px. Set image_size: {given}.")
     if model_args.from_scratch and args.backbone_learning_rate is None:
         args.backbone_learning_rate = args.learning_rate  # there is nothing to preserve
     if args.resume_from_checkpoint:
@@ -217,9 +224,12 @@ def run(argv: list[str]) -> None:
     if fit.stopped or args.process_index != 0:
         return
     output, quiet = Path(args.output_dir), args.disable_tqdm
+    fit.model.config.forecast_window = told_window(train.labels.attrs)
     fit.model.save_pretrained(output)
     train.processor.save_pretrained(output)
-    facts = {"model": {**vars(model_args), **fields}, "data": vars(data), "training": fit.facts()}
+    places = {"data_dir": folder.name, "events": [Path(path).name for path in data.events], "cache_dir": None}
+    own = {"model_name": Path(name).name if saved and Path(name).is_dir() else name}
+    facts = {"model": {**vars(model_args), **own, **fields}, "data": vars(data) | places, "training": fit.facts()}
     fit.model.config.calibration, report = calibrated_report(
         output,
         parts,
@@ -228,7 +238,7 @@ def run(argv: list[str]) -> None:
         method=judge.calibration,
         headline=judge.boundary,
         note=data.note,
-        run=facts | {"arguments": args.to_dict()},
+        run=facts | {"arguments": told_arguments(args.to_dict())},  # the report is published: no paths of this machine
         num_resamples=judge.num_resamples,
         seed=args.seed,
     )

@@ -71,6 +71,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuses, before anything is drawn, numbers that work with no data."""
+    if min(options.seeds, options.epochs, options.pretraining_steps) < 1:
+        raise ValueError("--seeds, --epochs, --pretraining_steps: expected at least 1, got less.")
+    if not 0 < options.labels <= 1:
+        raise ValueError(f"--labels: expected a share in (0, 1], got {options.labels}.")
+
+
 def archive(options: argparse.Namespace) -> tuple[Path, SyntheticSun]:
     """Draws the Sun as FITS files with its flare list, and prepares them once; returns the prepared folder."""
     start, end = (pd.Timestamp(date) for date in options.span)
@@ -235,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; bad input ends in one sentence and status 2."""
     options = parse_arguments(arguments)
     try:
+        check(options)
         options.output.mkdir(parents=True, exist_ok=True)
         report = experiment(options)
     except (OSError, ValueError) as error:

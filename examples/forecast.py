@@ -1,4 +1,4 @@
-"""Forecasts the largest flare of the next 24 hours from FITS or JPEG2000 files, with a reason.
+"""Forecasts the largest flare to come, mostly of the next 24 hours, from FITS or JPEG2000 files, with a reason.
 
     python examples/forecast.py solarchip/flare-vit-tiny hmi.M_720s.20240101_000000_TAI.fits
     python examples/forecast.py solarchip/flare-vit-tiny archive/ --latest 1 --output forecasts.json --figures figures/
@@ -110,6 +110,8 @@ def print_table(forecasts: list[dict[str, Any]]) -> None:
             + "".join(f"{forecast['exceedance'][name]:>7.3f}" for name in names)
             + f"  {forecast['label']:<8} {verdict}{' (' + ', '.join(marks) + ')' if marks else ''}"
         )
+    window = forecasts[0]["window"]
+    print(f"A flare counts by its {window['by']}, within {window['horizon']} from 'valid from' on.")
     if not forecasts[0]["calibrated"]:
         print("The model carries no calibration: these are the network's own probabilities.")
 

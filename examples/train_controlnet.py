@@ -15,17 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
 from solarchip_hf import resolve_modality
 from solarchip_hf.data.shards import write_json
+from solarchip_hf.models.settings import choice
 from solarchip_hf.training.arguments import read_arguments
 from solarchip_hf.translation import SolarChipControlNetPipeline
-from solarchip_hf.translation.components import build_controlnet, build_scheduler
+from solarchip_hf.translation.components import SCHEDULERS, build_controlnet, build_scheduler
 from solarchip_hf.translation.diffusion_objective import ControlNetPrediction
 from solarchip_hf.translation.diffusion_training import DiffusionArguments, DiffusionTrainer
-from solarchip_hf.translation.latents import TranslationLatents
+from solarchip_hf.translation.latents import HELD_OUT, TranslationLatents
 from solarchip_hf.translation.training_runs import OpenedLatents, Prior, image_grid_figure, load_prior, open_latents
 
 
@@ -100,9 +102,13 @@ def build(
     for name, owner in (("data_dir", data), ("prior", control), ("sources", control), ("target", control)):
         if not getattr(owner, name):
             raise ValueError(f"{name}: expected a value, got none. Pass --{name}; --help says what it is.")
+    choice("sampler", control.sampler, SCHEDULERS)
+    for name, value in (("hint_width", control.hint_width), ("sample_images", control.sample_images)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}.")
     target = resolve_modality(control.target)
     prior = load_prior(control.prior)
-    label = prior.label(target)
+    predict = ControlNetPrediction(prior.unet, class_label=prior.label(target), hint_dropout=control.hint_dropout)
     opened = open_latents(
         data.autoencoder,
         data.data_dir,
@@ -118,7 +124,6 @@ def build(
     controlnet = build_controlnet(
         prior.unet, opened.latents.shape[0] * len(dataset.sources), hint_width=control.hint_width
     )
-    predict = ControlNetPrediction(prior.unet, class_label=label, hint_dropout=control.hint_dropout)
     shown = held_out(opened, dataset, control.sample_images)
 
     def draw_samples(trainer: DiffusionTrainer, step: int) -> None:
@@ -126,7 +131,8 @@ def build(
         pipeline.set_progress_bar_config(disable=True)
         images = [opened.observations.physical(row) for row in shown]
         sources = [{name: image[name] for name in dataset.sources} for image in images]
-        output = pipeline(sources, num_samples=4, guidance_scale=1.0, output_type="np")
+        noise = torch.Generator().manual_seed(args.seed)  # the same in every figure
+        output = pipeline(sources, num_samples=4, guidance_scale=1.0, output_type="np", generator=noise)
         rows = [("source", name, np.stack([image[name] for image in images])) for name in dataset.sources]
         support = opened.observations.processor.support(target)  # what is generated; None: all of the frame
         truth = np.stack([np.asarray(image[target], dtype=np.float32) for image in images])
@@ -144,11 +150,11 @@ def build(
 
 
 def held_out(opened: OpenedLatents, dataset: TranslationLatents, count: int) -> list[int]:
-    """Rows of held-out observations that have all channels, evenly spread; of training ones where none is held out."""
+    """Rows of validation and test that have all channels, evenly spread; of all parts where there are none."""
     latents = opened.latents
     positions = [latents.position(name) for name in [*dataset.sources, dataset.target]]
     complete = latents.observed[:, positions].all(axis=1)
-    rows = np.flatnonzero(complete & (latents.metadata["split"] != "train").to_numpy())
+    rows = np.flatnonzero(complete & latents.metadata["split"].isin(HELD_OUT).to_numpy())
     rows = rows if len(rows) else np.flatnonzero(complete)
     return [int(row) for row in rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]]
 
@@ -161,25 +167,28 @@ def main(argv: list[str]) -> int:
         dataset = trainer.dataset
         say = print if trainer.accelerator.is_main_process else lambda *_: None
         say(f"Reconstruction by the autoencoder alone, the ceiling of translation (held-out):\n{opened.ceiling()}")
+        checked = "" if trainer.step else "zero outputs verified; "
         say(
             f"{', '.join(dataset.sources)} to {dataset.target}: {len(dataset)} training observations "
-            f"({dataset.left_out} left out: a channel is missing); zero outputs verified; "
+            f"({dataset.left_out} left out: a channel is missing); {checked}"
             f"{sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6:.1f} million parameters; "
             f"from step {trainer.step} to {args.max_steps}."
         )
-        metrics = trainer.train()
+
+        def keep(metrics: dict[str, float]) -> None:
+            pipeline = build_pipeline(opened, prior, dataset, trainer.averaged(), control.sampler)
+            pipeline.save_pretrained(args.output_dir)
+            facts = {"data": data.note, "metrics": metrics, "reconstruction": opened.latents.reconstruction}
+            write_json(Path(args.output_dir) / "training.json", facts)
+
+        trainer.train(keep)
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         print(f"train_controlnet.py: {error}", file=sys.stderr)
         return 2
     if trainer.stopped:
         say(f"Stopped behind step {trainer.step}; --resume_from_checkpoint last goes on from there.")
         return 0
-    if trainer.accelerator.is_main_process:
-        pipeline = build_pipeline(opened, prior, dataset, trainer.averaged(), control.sampler)
-        pipeline.save_pretrained(args.output_dir)
-        facts = {"data": data.note, "metrics": metrics, "reconstruction": opened.latents.reconstruction}
-        write_json(Path(args.output_dir) / "training.json", facts)
-        say(f"Saved to {args.output_dir}: SolarChipControlNetPipeline.from_pretrained({args.output_dir!r}) loads it.")
+    say(f"Saved to {args.output_dir}: SolarChipControlNetPipeline.from_pretrained({args.output_dir!r}) loads it.")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Trains the prior of a translation: latent diffusion over one channel or several, without a source.
 
     accelerate launch examples/train_prior.py examples/configs/prior.yaml --data_dir prepared/ --modalities aia171
-    accelerate launch examples/train_prior.py examples/configs/translate_demo_prior.yaml --resume_from_checkpoint last
+    accelerate launch examples/train_prior.py examples/configs/translate_prior.yaml --resume_from_checkpoint last
 
 The dataset (of examples/prepare_data.py or pretrain.py) is encoded once with the autoencoder (of pretrain.py) into
 `--latents_dir`; the autoencoder's own reconstruction error is printed, the ceiling of every translation through it.
@@ -19,8 +19,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
 from solarchip_hf import resolve_modality
+from solarchip_hf.models.settings import choice
 from solarchip_hf.training.arguments import read_arguments
-from solarchip_hf.translation.components import build_prior, build_scheduler
+from solarchip_hf.translation.components import PRIOR_SIZES, build_prior, build_scheduler, latent_shape
 from solarchip_hf.translation.diffusion_objective import prior_prediction
 from solarchip_hf.translation.diffusion_training import DiffusionArguments, DiffusionTrainer
 from solarchip_hf.translation.latents import PriorLatents
@@ -28,6 +29,7 @@ from solarchip_hf.translation.training_runs import (
     OpenedLatents,
     decode_latents,
     image_grid_figure,
+    open_config,
     open_latents,
     sample_prior,
     save_prior,
@@ -91,6 +93,20 @@ def build(
     if not prior.modalities:
         raise ValueError("modalities: expected the prior's target or targets, got none. Pass --modalities NAME ...")
     modalities = [resolve_modality(name) for name in prior.modalities]
+    # What may be refused is built before the dataset is encoded, which takes long.
+    scheduler = build_scheduler("ddpm", prediction_type=prior.prediction_type)
+    config = open_config(data.autoencoder)
+    set_seed(args.seed)
+    unet = build_prior(
+        latent_shape(config),
+        size=choice("prior_size", prior.prior_size, tuple(PRIOR_SIZES)),
+        token_width=config.hidden_size,
+        prior_modalities=modalities,
+        base_width=prior.base_width,
+        multipliers=prior.multipliers,
+        layers_per_block=prior.layers_per_block,
+        num_heads=prior.num_heads,
+    )
     opened = open_latents(
         data.autoencoder,
         data.data_dir,
@@ -99,17 +115,6 @@ def build(
         batch_size=data.encode_batch_size,
         use_cpu=args.use_cpu,
         progress=not args.disable_tqdm,
-    )
-    set_seed(args.seed)
-    unet = build_prior(
-        opened.latents.shape,
-        size=prior.prior_size,
-        token_width=opened.autoencoder.config.hidden_size,
-        prior_modalities=modalities,
-        base_width=prior.base_width,
-        multipliers=prior.multipliers,
-        layers_per_block=prior.layers_per_block,
-        num_heads=prior.num_heads,
     )
 
     def draw_samples(trainer: DiffusionTrainer, step: int) -> None:
@@ -131,7 +136,7 @@ def build(
         unet,
         PriorLatents(opened.latents.split("train"), modalities),
         prior_prediction,
-        build_scheduler("ddpm", prediction_type=prior.prediction_type),
+        scheduler,
         args,
         on_sample=draw_samples,
     )
@@ -150,17 +155,19 @@ def main(argv: list[str]) -> int:
             f"{sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6:.1f} million parameters; "
             f"from step {trainer.step} to {args.max_steps}."
         )
-        metrics = trainer.train()
+
+        def keep(metrics: dict[str, float]) -> None:
+            facts = {"metrics": metrics, "data": data.note, "reconstruction": opened.latents.reconstruction}
+            save_prior(args.output_dir, trainer.averaged(), trainer.scheduler, opened.latents, modalities, **facts)
+
+        trainer.train(keep)
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
         print(f"train_prior.py: {error}", file=sys.stderr)
         return 2
     if trainer.stopped:
         say(f"Stopped behind step {trainer.step}; --resume_from_checkpoint last goes on from there.")
         return 0
-    if trainer.accelerator.is_main_process:
-        facts = {"metrics": metrics, "data": data.note, "reconstruction": opened.latents.reconstruction}
-        save_prior(args.output_dir, trainer.averaged(), trainer.scheduler, opened.latents, modalities, **facts)
-        say(f"Saved to {args.output_dir}: give it to train_controlnet.py as --prior.")
+    say(f"Saved to {args.output_dir}: give it to train_controlnet.py as --prior.")
     return 0
 
 

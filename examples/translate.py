@@ -5,14 +5,16 @@
 
 For every observation it writes `<source>_to_<target>.fits`, the mean over the samples, with the source's coordinates
 and time and cards that say that it is generated, `..._uncertainty.fits`, their spread, and a figure; `--write_samples`
-writes the samples too. A pipeline of several sources takes as many files of each; they are told apart by their headers
-and paired in the order of time. A file that cannot be used is reported with its reason and does not stop the others.
+writes the samples too. The files of a pipeline of several sources are told apart by their headers; a file of the first
+source goes with the nearest in time of every other one, an hour away at most. A file that cannot be used is reported
+with its reason and does not stop the others.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -20,6 +22,7 @@ from solarchip_hf import SolarChipControlNetPipeline, SolarImageError, read_imag
 from solarchip_hf.data.catalog import SUFFIXES
 from solarchip_hf.translation import build_scheduler, write_fits
 from solarchip_hf.translation.figures import translation_figure
+from solarchip_hf.translation.source_images import LONGEST_DIFFERENCE
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -61,27 +64,45 @@ def find_files(inputs: list[Path]) -> list[Path]:
 
 
 def group_files(files: list[Path], sources: list[str], refused: list[str]) -> list[dict[str, Path]]:
-    """Files as observations: one a file for a single source, else the sources' files side by side in time.
+    """Files as observations: one a file for a single source, else files of all sources that are nearest in time.
 
-    Raises:
-        ValueError: There are not as many files of each source.
+    Args:
+        files: Of all sources.
+        sources: The pipeline's sources, in order.
+        refused: Gets a sentence for every file that belongs to no observation.
     """
     if len(sources) == 1:
         return [{sources[0]: file} for file in files]
-    found: dict[str, list[tuple]] = {name: [] for name in sources}
+    rows = []
     for file in files:
         try:
             facts = read_image(file, header_only=True)
         except (SolarImageError, OSError) as error:
             refused.append(str(error))
             continue
-        if facts.modality in found and facts.time is not None:
-            found[facts.modality].append((facts.time, file))
-    counts = {name: len(rows) for name, rows in found.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"inputs: expected as many files of each source, got {counts}.")
-    columns = [[file for _, file in sorted(found[name])] for name in sources]
-    return [dict(zip(sources, row, strict=True)) for row in zip(*columns, strict=True)]
+        if facts.modality not in sources or facts.time is None:
+            got = facts.modality if facts.time is not None else "one without a time"
+            refused.append(f"{file}: expected an image of {', '.join(sources)} with its time, got {got}.")
+        else:
+            rows.append((facts.modality, pd.Timestamp(facts.time), file))
+    found = pd.DataFrame(rows, columns=["modality", "time", "file"]).sort_values("time", kind="stable")
+    found["time"] = pd.to_datetime(found["time"], utc=True)
+    paired = found[found["modality"] == sources[0]][["time", "file"]].rename(columns={"file": sources[0]})
+    for name in sources[1:]:
+        other = found[found["modality"] == name][["time", "file"]].rename(columns={"file": name})
+        other[f"{name} time"] = other["time"]
+        paired = pd.merge_asof(paired, other, on="time", direction="nearest", tolerance=LONGEST_DIFFERENCE)
+        distance = (paired[f"{name} time"] - paired["time"]).abs()
+        # A file serves once: the nearest of those that would have it.
+        paired = paired.assign(distance=distance).dropna(subset=[name]).sort_values("distance", kind="stable")
+        paired = paired.drop_duplicates(name).sort_values("time", kind="stable").drop(columns="distance")
+    observations = [dict(zip(sources, row, strict=True)) for row in paired[sources].itertuples(index=False)]
+    used = {file for images in observations for file in images.values()}
+    hours = LONGEST_DIFFERENCE.total_seconds() / 3600
+    for row in found[~found["file"].isin(used)].itertuples():
+        others = ", ".join(name for name in sources if name != row.modality)
+        refused.append(f"{row.file}: expected a file of {others} of its own within {hours:g} h of it, got none.")
+    return observations
 
 
 class Translator:
@@ -96,6 +117,7 @@ class Translator:
             self.pipeline.scheduler = build_scheduler(options.scheduler, prediction_type=kind)
         self.sources = list(self.pipeline.config.source_modalities)
         self.target = self.pipeline.config.target_modality
+        self.written: dict[Path, Path] = {}  # what this run wrote, from which file
 
     def outputs(self, stem: str) -> dict[str, Path]:
         """Where the parts of an observation go, by what they are."""
@@ -119,6 +141,12 @@ class Translator:
         options = self.options
         file = images[self.sources[0]]
         paths = self.outputs(file.name.split(".fits")[0].removesuffix(".jp2"))
+        twin = next((self.written[path] for path in paths.values() if path in self.written), None)
+        if twin is not None:
+            raise FileExistsError(
+                f"{file}: expected a name of its own, got that of {twin}, whose outputs it would replace. Translate it "
+                "with another --output."
+            )
         there = [str(path) for path in paths.values() if path.exists()]
         if there and not options.overwrite:
             raise FileExistsError(f"{there[0]}: is there already; choose another --output, or pass --overwrite.")
@@ -132,6 +160,7 @@ class Translator:
             batch_size=options.batch_size,
             output_type="map",
         )
+        self.written |= dict.fromkeys(paths.values(), file)
         parts = {"prediction": output.prediction[0]}
         if output.uncertainty is not None:
             parts["uncertainty"] = output.uncertainty[0]

@@ -100,7 +100,8 @@ def build(demonstration: Demonstration) -> gr.Blocks:
         return open_files(demonstration.samples.get(name or ""))
 
     abilities = demonstration.abilities
-    with gr.Blocks(title="SolarCHIP", analytics_enabled=False) as page:
+    # Uploads and pictures are deleted when an hour old.
+    with gr.Blocks(title="SolarCHIP", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRODUCTION)
         opened = gr.State(None)  # of this visitor alone
         with gr.Row():
@@ -129,7 +130,7 @@ def build(demonstration: Demonstration) -> gr.Blocks:
                     event = gr.Radio(list(EVENTS), value="M or larger", label="Explain", elem_id="event")
                     panel(
                         "forecast",
-                        "Forecast the next 24 hours",
+                        "Forecast",
                         [event],
                         lambda opened, name: demonstration.forecast(opened, event=EVENTS[name]),
                     )

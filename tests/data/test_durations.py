@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from solarchip_hf.data.durations import read_duration
+from solarchip_hf.data.durations import read_duration, write_duration
 
 
 @pytest.mark.parametrize("value", ["6min", pd.Timedelta("6min"), "0 days 00:06:00"])
@@ -21,3 +21,11 @@ def test_none_at_all_where_it_will_do():
     assert read_duration("0h", "gap", zero=True) == pd.Timedelta(0)
     with pytest.raises(ValueError, match="gap: expected a time of zero or more"):
         read_duration("-1s", "gap", zero=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("1D", "24h"), ("0h", "0h"), ("90min", "90min"), ("1 days 00:00:00", "24h")]
+)
+def test_lengths_are_written_as_they_are_read(value, text):
+    assert write_duration(pd.Timedelta(value)) == text
+    assert read_duration(text, "horizon", zero=True) == pd.Timedelta(value)

@@ -17,6 +17,7 @@ from solarchip_hf.data import (
     read_flare_events,
     split_flares,
 )
+from solarchip_hf.data.flare_observations import told_window
 from solarchip_hf.data.flare_preparation import choose_modalities
 
 
@@ -148,6 +149,20 @@ def test_a_folder_of_files_becomes_labelled_parts(root, tmp_path):
     assert other["test"].times.min() >= pd.Timestamp("2013-12-01", tz="UTC")
 
 
+def test_prepared_parts_are_never_cut_anew_in_silence(root, tmp_path, caplog):
+    parts = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    target = prepare_flare_archive(root / "archive", tmp_path, {"size": 16}, parts=parts, workers=0)
+    events = read_flare_events(root / "flares.csv")
+    with pytest.raises(ValueError, match="covers windows of every prepared part, got none of validation, test"):
+        load_flare_parts(target, events[events["start_time"] < "2013-06-01"], parts=parts)
+    with caplog.at_level("WARNING"):
+        load_flare_parts(target, events, parts=parts, gap="3D")
+    assert "gap=3D has no effect" in caplog.text
+    drawn = read_flare_events(root / "flares.csv", source="synthetic")
+    with pytest.raises(ValueError, match=r"real flares for the real images \(the dataset's manifest\), got synthetic"):
+        load_flare_parts(target, drawn, parts=parts)
+
+
 def test_flares_of_another_sun_are_refused(root, tmp_path):
     events = read_flare_events(root / "flares.csv", source="synthetic")
     options = {"parts": {"train": 1.0}, "workers": 0}
@@ -180,3 +195,4 @@ def test_labels_follow_their_arguments(root):
     reference = label_flares(two_days.times, events, "48h", latency="12h")
     assert two_days.classes.tolist() == reference["label"].tolist()
     assert two_days.labels.attrs["horizon"] == "2 days 00:00:00"
+    assert told_window(two_days.labels.attrs) == {"horizon": "48h", "latency": "12h", "by": "start"}

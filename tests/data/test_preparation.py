@@ -59,6 +59,7 @@ def test_rows_hold_the_canonical_images_and_their_facts(prepared, pairs, process
     assert manifest["images"] == {"hmi": 12, "aia171": 12, "aia1700": 12}
     assert [shard["rows"] for shard in manifest["shards"]] == [5, 5, 2]
     assert manifest["failures"] == manifest["clipped_images"] == 0
+    assert manifest["synthetic_images"] == sum(manifest["images"].values())
     rows = list(rows_of(folder))
     assert [row["time_nominal"] for row in rows] == pairs["time_nominal"].dt.to_pydatetime().tolist()
     for row, pair in zip(rows, pairs.to_dict("records"), strict=True):

@@ -76,6 +76,15 @@ def test_means_and_errors_are_those_of_the_seeds(parts, arms, tmp_path):
     assert (tmp_path / "figures" / "seeds.png").stat().st_size > 5000
 
 
+def test_a_claim_of_single_seeds_does_not_hold(parts, arms, tmp_path):
+    few = {name: forecasts[:1] for name, forecasts in arms.items()}
+    report = seed_report(tmp_path, parts, few, claim=("good", "poor"), num_resamples=10)
+    assert report["claim"]["bss"]["difference"] > 0
+    assert report["claim"]["bss"]["between_the_error_bars"] is None
+    assert report["claim"]["holds"] is False
+    assert "calibrated on the validation part and the baselines are not" in (tmp_path / "seeds.md").read_text()
+
+
 def test_a_claim_that_fails_is_said_to_fail(parts, arms, tmp_path):
     report = seed_report(tmp_path, parts, arms, claim=("poor", "good"), num_resamples=10)
     assert not report["claim"]["holds"]

@@ -68,10 +68,30 @@ def test_report_of_a_passband(command, world, tmp_path, capsys):
     assert command.main(arguments) == 0
     assert "U-Net loaded" in capsys.readouterr().out
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights
+    assert command.main([*arguments, "--seed", "1"]) == 0
+    assert "trained anew" in capsys.readouterr().out
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns > weights
+    assert command.main(arguments) == 0
     again = json.loads((tmp_path / "fidelity.json").read_text())
     np.testing.assert_allclose(
         *([row["scores"]["rmse"]["estimate"] for row in each["rows"].values()] for each in (facts, again)), rtol=1e-4
     )
+
+
+def test_a_unet_of_other_training_is_not_taken(command, world):
+    dataset = load_observations(world / "prepared")
+    training = dataset.select(dataset.metadata["split"].to_numpy() == "train")
+    settings = {"widths": [8, 16], "steps": 4, "seed": 0}
+    key = command.training_key(training, ["hmi"], "aia171", **settings)
+    assert key == json.loads(json.dumps(key))
+    assert key == command.training_key(training, ("hmi",), "aia171", **settings)
+    fewer = training.select(np.arange(len(training) - 1))
+    others = [
+        command.training_key(fewer, ["hmi"], "aia171", **settings),
+        command.training_key(training, ["hmi"], "aia171", **{**settings, "steps": 5}),
+        command.training_key(training, ["aia171"], "hmi", **settings),
+    ]
+    assert key not in others
 
 
 def test_report_of_a_magnetogram(command, world, tmp_path, capsys):

@@ -72,6 +72,7 @@ def test_from_scratch_on_a_prepared_dataset_with_a_share_of_the_labels(finetune,
     arguments = [str(config), "--from_scratch", "--tuning", "full", "--label_fraction", "0.4", "--ordinal"]
     arguments += ["--config_overrides", json.dumps(TINY), "--output_dir", str(tmp_path / "out"), *QUICK]
     arguments += ["--validation_start", "2013-07-01", "--test_start", "2013-12-01", "--calibration", "temperature"]
+    arguments += ["--horizon", "48h", "--latency", "30min"]
     assert finetune.main(arguments) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["samples"]["test"]["first"] >= "2013-12-01"
@@ -81,6 +82,10 @@ def test_from_scratch_on_a_prepared_dataset_with_a_share_of_the_labels(finetune,
     assert model.config.ordinal
     assert model.config.modalities == ["hmi", "aia171"]
     assert "temperature" in model.config.calibration
+    assert model.config.forecast_window == {"horizon": "48h", "latency": "30min", "by": "start"}
+    assert report["run"]["data"]["data_dir"] == "prepared"
+    assert str(root) not in json.dumps(report)
+    assert "A share of 0.4 of the training labels" in (tmp_path / "out" / "report.md").read_text()
     assert "Model, forecasts, report and figures are in" in capsys.readouterr().out
 
 
@@ -135,8 +140,13 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(finetune, root, tmp_pat
         (["{data}", "{events}", "--label_fraction", "0"], "fraction in (0, 1]"),
         (["{data}", "{events}", "--shares", "0.5", "0.5"], "shares: expected three"),
         (["{data}", "{events}", "--gap", "200D"], "none in 'validation'"),
-        (["{data}", "{events}", "--gap", "a while"], "gap: expected a time span"),
+        (["{data}", "{events}", "--gap", "a while"], "gap: expected a time of zero"),
         (["{data}", "{events}", "--test_start", "2013-12-01"], "both or none"),
+        (["{data}", "{events}", "--horizon", "0h"], "horizon: expected a positive time"),
+        (
+            ["{data}", "{events}", "--validation_start", "2013", "--test_start", "2014", "--shares", ".6", ".2", ".2"],
+            "shares, test_start: expected one of them",
+        ),
         (["{data}", "{events}", "--validation_start", "2013-02-31", "--test_start", "2014-01-01"], "validation_start:"),
         (["{data}", "{events}", "--coverage", "2001-01-01", "2001-02-01"], "a flare list that covers"),
         (["{data}", "{events}", "--by", "end"], "expected 'start' or 'peak'"),
@@ -191,5 +201,5 @@ def test_configurations_of_the_repository_parse(finetune, name):
     model, data, judge, args = finetune.parse_arguments([config, "--use_cpu", "--seed", "7"])
     assert args.seed == 7
     assert args.tuning in ("staged", "attentive")
-    assert (judge.calibration, data.gap) == ("platt", "27D")
+    assert (judge.calibration, data.gap) == ("platt", None)
     assert model.model_name == "solarchip/vit-base"

@@ -30,6 +30,16 @@ def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
     assert "expected a new folder, or the settings of" in capsys.readouterr().err
 
 
+def test_numbers_that_work_with_no_data_are_refused_before_any_work(tmp_path, capsys):
+    for arguments, said in (
+        (["--seeds", "0"], "--seeds, --epochs, --pretraining_steps: expected"),
+        (["--labels", "2"], "--labels: exp"),
+    ):
+        assert flare_experiment.main(["--output", str(tmp_path / "new"), *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_input_ends_in_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert flare_experiment.main(["--output", str(tmp_path / "file")]) == 2

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_controlnet_leaves_a_pipeline_that_loads(
     before = {path: path.read_bytes() for path in (prior / "unet").iterdir()}
     arguments = [*common(world), *OPTIONS, "--prior", str(prior), "--sources", *sources, "--target", target]
     arguments += ["--sample_images", "2", "--learning_rate", "1e-3", "--ema_decay", "0", "--note", "SyntheticSun"]
+    arguments += ["--save_steps", "4"]
     assert train_controlnet.main([*arguments, "--output_dir", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"to {target}: {count} training observations (1 left out" in said
@@ -115,6 +117,9 @@ def test_controlnet_leaves_a_pipeline_that_loads(
     assert output.samples.shape == (1, 2, 32, 32)
     assert np.isfinite(output.prediction[0][observations.processor.support(target)]).all()
     assert json.loads((tmp_path / "training.json").read_text())["metrics"]["steps"] == 4
+    again = ["--output_dir", str(tmp_path), "--resume_from_checkpoint", "last"]
+    assert train_controlnet.main([*arguments, *again]) == 0
+    assert "zero outputs verified" not in capsys.readouterr().out  # only a new one has them
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,44 @@ def test_bad_input_is_a_sentence_and_exit_code_2(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train_controlnet", ["--sampler", "euler"], "sampler: expected one of"),
+        ("train_controlnet", ["--sample_images", "0"], "sample_images: expected 1 or more"),
+        ("train_controlnet", ["--hint_width", "0"], "hint_width: expected 1 or more"),
+        ("train_controlnet", ["--lr_scheduler", "stairs"], "lr_scheduler: expected one of"),
+        ("train_prior", ["--prediction_type", "sample"], "prediction_type: expected one of"),
+        ("train_prior", ["--prior_size", "huge"], "prior_size: expected one of"),
+        ("train_prior", ["--base_width", "15", "--num_heads", "4"], "num_heads: expected a divisor"),
+        ("train_prior", ["--num_heads", "0"], "num_heads: expected a divisor"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_encoded(
+    name, arguments, message, prior, world, tmp_path, capsys, request
+):
+    task = ["--modalities", "hmi"] if name == "train_prior" else ["--prior", str(prior), "--sources", "hmi"]
+    task += [] if name == "train_prior" else ["--target", "aia171"]
+    places = ["--latents_dir", str(tmp_path / "latents"), "--output_dir", str(tmp_path / "out")]
+    given = [*common(world), *OPTIONS, *task, *places, *arguments]
+    assert request.getfixturevalue(name).main(given) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_prepared_otherwise_than_the_autoencoders_is_refused(world, train_prior, tmp_path, capsys):
+    shutil.copytree(world / "autoencoder", tmp_path / "autoencoder")
+    held = tmp_path / "autoencoder" / "preprocessor_config.json"
+    settings = json.loads(held.read_text())
+    assert settings["photometry"] == "nominal"
+    held.write_text(json.dumps({**settings, "photometry": "dn_per_s", "statistics": None}))
+    given = [*common(world), *OPTIONS, "--modalities", "hmi", "--output_dir", str(tmp_path / "out")]
+    assert train_prior.main([*given, "--autoencoder", str(tmp_path / "autoencoder")]) == 2
+    said = capsys.readouterr().err
+    assert "data_dir: expected images prepared as those" in said
+    assert "photometry 'nominal' instead of 'dn_per_s'" in said
 
 
 def test_latents_of_another_autoencoder_are_refused(prior, world, train_controlnet, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The command that generates FITS files from FITS files: what it writes, and what it refuses."""
 
+import hashlib
 import runpy
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ def archive(tmp_path_factory):
     sun = SyntheticSun(seed=0, start="2014-06-01", days=2, size=128)
     sun.write_archive(folder, sun.times("1D"), ["hmi", "aia171"], progress=False)
     return folder
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run(monkeypatch, *arguments):
@@ -82,7 +87,32 @@ def test_several_sources_are_paired_by_their_headers(monkeypatch, capsys, saved,
     capsys.readouterr()
     only = sorted(archive.rglob("hmi*.fits"))
     assert run(monkeypatch, saved / "two", *only, *options) == 2
-    assert "as many files of each source, got {'hmi': 2, 'aia171': 0}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(f"{path}: expected a file of aia171 of its own within 1 h of it, got none" in said for path in only)
+
+
+def test_a_missing_file_shifts_no_pair_and_is_reported(monkeypatch, capsys, saved, archive, tmp_path):
+    first, second = sorted(archive.rglob("hmi*.fits"))
+    passbands = sorted(archive.rglob("*_0171.fits"))
+    options = ("--output", tmp_path / "out", *QUICK, "--no_figure")
+    assert run(monkeypatch, saved / "two", first, second, passbands[1], *options) == 1
+    written = [path for path in (tmp_path / "out").iterdir() if path.name.endswith("_to_aia304.fits")]
+    assert [path.name for path in written] == [f"{second.stem}_to_aia304.fits"]
+    assert fits.getheader(written[0])["SRCFIL2"] == passbands[1].name
+    said = capsys.readouterr().err
+    assert f"refused  {first}: " in said
+    assert str(second) not in said
+
+
+def test_two_sources_of_one_name_do_not_replace_each_other(monkeypatch, capsys, saved, archive, tmp_path):
+    first, second = sorted(archive.rglob("hmi*.fits"))
+    other = tmp_path / "other" / first.name
+    other.parent.mkdir()
+    other.write_bytes(second.read_bytes())
+    options = ("--output", tmp_path / "out", *QUICK, "--no_figure", "--overwrite")
+    assert run(monkeypatch, saved / "one", first, other, *options) == 1
+    assert f"{other}: expected a name of its own, got that of {first}" in capsys.readouterr().err
+    assert fits.getheader(tmp_path / "out" / f"{first.stem}_to_aia171.fits")["SRCSHA1"] == sha256(first)
 
 
 @pytest.mark.parametrize(

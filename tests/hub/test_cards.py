@@ -153,7 +153,7 @@ def test_reports_of_tuning_and_translation_are_read(tmp_path):
     data, text = parts(write_card(folder))
     (result,) = data["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["tss", "bss_training", "auc"]
-    assert "within 24 h after the image" in result["metrics"][0]["args"]["protocol"]
+    assert "flares of M+ that happen within 24 h after the image" in result["metrics"][0]["args"]["protocol"]
     assert "| TSS, M+ | 0.400 | 0.200 to 0.600 | SyntheticSun, test |" in text
     assert "| control: TSS, M+: climatology | 0.000 |" in text
     assert "| train observations | 73, 2013-06-05 to 2014-03-20 |" in text

@@ -74,7 +74,10 @@ def test_features_are_those_of_the_model(handler, files):
 
 def test_forecasts_are_probabilities(tmp_path, files):
     calibration = {"method": "temperature", "temperature": 2.0, "thresholds": {"m_plus": 0.0, "x_plus": 1.0}}
-    folder = saved_model(tmp_path / "flare", SolarChipForImageClassification, calibration=calibration)
+    window = {"horizon": "36h", "latency": "6h"}
+    folder = saved_model(
+        tmp_path / "flare", SolarChipForImageClassification, calibration=calibration, forecast_window=window
+    )
     handler = EndpointHandler(str(folder), device="cpu")
     alone = handler({"inputs": files["hmi"].read_bytes()})
     both = handler({"inputs": {name: text(path.read_bytes()) for name, path in files.items()}})
@@ -85,6 +88,11 @@ def test_forecasts_are_probabilities(tmp_path, files):
         assert answer["exceedance"]["m_plus"] == pytest.approx(reached, abs=1e-6)
         assert answer["calibrated"] is True
         assert answer["warnings"] == {"m_plus": True, "x_plus": False}
+        start, end = (np.datetime64(answer[name].removesuffix("+00:00")) for name in ("valid_from", "valid_until"))
+        assert end - start == np.timedelta64(36, "h")
+    assert alone["valid_from"] == "2014-02-01T06:00:00+00:00"
+    assert alone["synthetic"] is True
+    assert all(image["synthetic"] for image in both["images"].values())
     assert alone["modality"] == "hmi"
     assert set(both["images"]) == {"hmi", "aia171"}
     logits = tiny_model(SolarChipForImageClassification)(**tiny_processor()([files["hmi"]], return_tensors="pt")).logits
@@ -135,12 +143,13 @@ def test_bad_requests_are_told_in_words(handler, files, sdo_folder):
         "no base64": ({"inputs": "not base64!"}, "bad_request", 400),
         "a number": ({"inputs": 7}, "unsupported_media", 415),
         "a picture of PIL": ({"inputs": Image.new("L", (8, 8))}, "unsupported_media", 415),
-        "no file": ({"inputs": []}, "too_many_images", 413),
+        "no file": ({"inputs": []}, "bad_request", 400),
         "many files": ({"inputs": [good] * 5}, "too_many_images", 413),
         "long": ({"inputs": bytes(2**22 + 1)}, "too_large", 413),
         "long base64": ({"inputs": "A" * 2**23}, "too_large", 413),
         "bomb": ({"inputs": bomb}, "too_large", 413),
         "half a gzip": ({"inputs": gzip.compress(good)[:-20]}, "unreadable_image", 422),
+        "gzip in gzip": ({"inputs": gzip.compress(gzip.compress(good))}, "unreadable_image", 422),
         "truncated": ({"inputs": good[:-2880]}, "unreadable_image", 422),
         "empty": ({"inputs": b""}, "unreadable_image", 422),
         "a page": ({"inputs": b"<!DOCTYPE html><html></html>"}, "unreadable_image", 422),
@@ -161,6 +170,25 @@ def test_bad_requests_are_told_in_words(handler, files, sdo_folder):
         assert error_of(handler(data)) == (kind, status), name
     answer = handler({"inputs": good[:-2880]})["error"]
     assert (answer["fieldname"], answer["advice"]) == ("file size (HDU 1)", "The file is truncated: fetch it again.")
+
+
+def test_images_of_two_moments_are_refused(tmp_path, files):
+    later = min(path for path in write_files(tmp_path / "files", days=2) if "AIA20140202" in path.name)
+    folder = saved_model(tmp_path / "flare", SolarChipForImageClassification)
+    answer = EndpointHandler(str(folder), device="cpu")(
+        {"inputs": {"hmi": files["hmi"].read_bytes(), "aia171": later.read_bytes()}}
+    )
+    assert error_of(answer) == ("unfit_input", 422)
+    assert "within 0:12:00" in answer["error"]["message"]
+
+
+def test_code_of_other_repositories_is_never_run(features, tmp_path, monkeypatch):
+    config = json.loads((features / "config.json").read_text())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for auto_map in (None, {"AutoConfig": "someone/else--configuration_solarchip.SolarChipConfig"}):
+        (tmp_path / "config.json").write_text(json.dumps(config | ({"auto_map": auto_map} if auto_map else {})))
+        with pytest.raises(ValueError, match="expected the folder's own code in auto_map"):
+            EndpointHandler(str(tmp_path), device="cpu")
 
 
 class Client:

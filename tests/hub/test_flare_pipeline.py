@@ -14,11 +14,13 @@ from transformers import pipeline
 from solarchip_hf import (
     SolarChipConfig,
     SolarChipForImageClassification,
+    SolarChipForPreTraining,
     SolarChipImageProcessor,
     SolarImageError,
     SyntheticSun,
     read_image,
 )
+from solarchip_hf.hub.flare_figures import forecast_figure
 
 MAGNETOGRAM = "2022_08_02__10_47_53_000__SDO_HMI_HMI_magnetogram.jp2"
 CALIBRATION = {
@@ -105,6 +107,24 @@ def test_calibration_and_thresholds_of_the_model_are_used(hmi, files):
         "m_plus": forecast["exceedance"]["m_plus"] >= 0.999,
     }
     assert forecast["images"][0]["synthetic"]
+
+
+def test_the_window_is_that_of_the_model(tmp_path, files):
+    window = {"horizon": "48h", "latency": "90min", "by": "peak"}
+    folder = save_model(tmp_path, ["hmi"], forecast_window=window)
+    forecast = pipeline("solar-flare-forecasting", model=str(folder), device="cpu")(files[0]["hmi"], attribution=True)
+    assert forecast["time_nominal"] == "2014-02-03T00:00:00Z"
+    assert (forecast["valid_from"], forecast["valid_until"]) == ("2014-02-03T01:30:00Z", "2014-02-05T01:30:00Z")
+    assert forecast["window"] == window
+    assert "largest flare within 48 h" in forecast_figure(forecast).get_suptitle()
+
+
+def test_a_model_that_was_not_tuned_is_refused(tmp_path):
+    config = SolarChipConfig.from_name("vit-tiny", modalities=["hmi"], projection_dim=16, **TOWER)
+    SolarChipForPreTraining(config).save_pretrained(tmp_path)
+    SolarChipImageProcessor(modalities=["hmi"], size=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected a tuned flare model, got a SolarChipForPreTraining"):
+        pipeline("solar-flare-forecasting", model=str(tmp_path), device="cpu")
 
 
 def test_a_model_without_calibration_says_so(both, files):

@@ -2,6 +2,7 @@
 
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,25 @@ def test_a_prepared_dataset_gives_the_answers_of_its_files(index, archive, tmp_p
     assert answers[0].similarity == pytest.approx(1, abs=1e-3)  # float16 in the dataset
     np.testing.assert_allclose(of_dataset.image(answers[0]), image, atol=0.02)
     np.testing.assert_array_equal(index.image(expected[0]), image)
+
+
+def test_other_galleries_and_removed_files_are_not_answered(archive, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, file in zip((one, one, two), sorted(archive.rglob("AIA*_0171.fits")), strict=False):
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / file.name)
+    index = SimilarityIndex(tmp_path / "index", make_embedder())
+    index.update(one)
+    fresh = SimilarityIndex(tmp_path / "index", index.embedder)
+    fresh.update(two)
+    vector = index.embedder.embed_image(first(archive))[0]
+    assert {Path(answer.source).parent for answer in fresh.nearest(vector, "171")} == {two}
+    assert len(SimilarityIndex(tmp_path / "index", index.embedder).nearest(vector, "171")) == 3  # nobody chose
+    assert len(index.nearest(vector, "171", k=2)) == 2
+    first(one).unlink()
+    (answer,) = index.nearest(vector, "171", k=1)  # the index in memory still knows it
+    assert Path(answer.source).is_file()
+    assert len(SimilarityIndex(tmp_path / "index", index.embedder).nearest(vector, "171")) == 2
 
 
 def test_vectors_of_another_model_are_refused(index, archive):

@@ -125,3 +125,9 @@ def test_a_linear_head_is_linear_in_the_tokens():
     straight = 2 * (mlp(features, observed)[0] - mlp(0 * features, observed)[0])
     assert not torch.allclose(curved, straight, atol=1e-3)
     assert not hasattr(head, "dense")
+
+
+def test_thresholds_of_unknown_boundaries_are_refused():
+    with pytest.raises(ValueError, match="expected some of c_plus, m_plus, x_plus, got 'm'"):
+        check_calibration({"method": "temperature", "temperature": 1.0, "thresholds": {"m": 0.2}}, 4)
+    check_calibration({"method": "temperature", "temperature": 1.0, "thresholds": {"2_plus": 0.2}}, 3)

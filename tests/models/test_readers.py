@@ -325,6 +325,13 @@ def test_gzip_and_image_in_the_second_unit(tmp_path):
     assert np.array_equal(plain.data, GRID)
 
 
+def test_gzip_that_grows_beyond_every_image_is_refused(monkeypatch):
+    content = gzip.compress(fits_bytes(GRID, empty_primary={}))
+    monkeypatch.setattr("solarchip_hf.models.fits_files._MOST_INFLATED", 2**12)
+    with pytest.raises(SolarImageError, match="at most 4096 bytes in gzip"):
+        read_image(content)
+
+
 def test_keywords_in_the_empty_primary_header():
     content = fits_bytes(GRID, base={}, empty_primary=list(AIA_CARDS.items()))
     assert read_image(content).modality == "aia171"

@@ -132,6 +132,61 @@ def test_checkpoints_hold_nothing_that_must_be_unpickled_and_the_oldest_goes(tmp
     assert prior_trainer(tmp_path, resume_from_checkpoint="last").step == 4
 
 
+def test_a_new_run_does_not_begin_among_old_checkpoints(tmp_path):
+    prior_trainer(tmp_path, save_steps=4).train()
+    with pytest.raises(ValueError, match=r"output_dir: expected a folder without checkpoints.*checkpoint-4"):
+        prior_trainer(tmp_path)
+
+
+def test_the_checkpoint_just_written_outlives_later_ones_of_an_older_branch(tmp_path):
+    prior_trainer(tmp_path, save_steps=2, save_total_limit=3).train()
+    again = prior_trainer(tmp_path, save_total_limit=1, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    again.step = 3
+    again.save_checkpoint()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_what_is_not_finite_replaces_no_checkpoint(where, tmp_path):
+    prior_trainer(tmp_path, save_steps=4, max_steps=4).train()
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoint-4").iterdir()}
+    again = prior_trainer(
+        tmp_path, resume_from_checkpoint="last", save_steps=1, logging_steps=100, save_total_limit=1, max_steps=9
+    )
+    if where == "loss":
+        again.dataset.target[:] = torch.nan
+    else:
+        again.model.conv_out.bias.data[0] = torch.inf
+        again._pending.clear()
+    with pytest.raises(FloatingPointError, match=where if where == "loss" else "finite numbers"):
+        again.train() if where == "loss" else again.save_checkpoint()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_takes_its_own_rates(tmp_path):
+    prior_trainer(tmp_path, save_steps=2, max_steps=2, lr_scheduler="constant", warmup_steps=0).train()
+    options = {"learning_rate": 1e-4, "weight_decay": 0.5, "lr_scheduler": "constant", "warmup_steps": 0}
+    again = prior_trainer(tmp_path, resume_from_checkpoint="last", max_steps=4, **options)
+    assert [(group["lr"], group["weight_decay"]) for group in again.optimizer.param_groups] == [(1e-4, 0.5)]
+    again.train()
+    assert again.log_history[-1]["learning_rate"] == 1e-4
+
+
+def test_a_figure_that_fails_costs_nothing(tmp_path, undisturbed, caplog):
+    kept = []
+
+    def draw(trainer, step):
+        assert bool(kept) == (step == 6)  # the result is saved before the last figure
+        raise RuntimeError("the canvas is torn")
+
+    trainer = prior_trainer(tmp_path, on_sample=draw, sample_steps=4)
+    metrics = trainer.train(kept.append)
+    assert kept == [metrics]
+    assert "No figure of samples at step 4" in caplog.text
+    assert "the canvas is torn" in caplog.text
+    assert_same_run(trainer, undisturbed)
+
+
 def test_other_settings_are_warned_about_and_other_networks_refused(tmp_path, caplog):
     prior_trainer(tmp_path, save_steps=2, max_steps=2).train()
     prior_trainer(tmp_path, resume_from_checkpoint="last")
@@ -299,6 +354,7 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path):
         ({"learning_rate": 0.0}, "learning_rate: expected a positive"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"snr_gamma": -1.0}, "snr_gamma"),
+        ({"lr_scheduler": "piecewise_constant"}, "lr_scheduler: expected one of 'cosine'"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -151,6 +151,13 @@ def test_files_are_whole_and_never_overwritten_silently(from_hmi, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "generated.fits"]
 
 
+def test_a_name_that_ends_in_gz_gives_a_compressed_file(from_hmi, tmp_path):
+    path = write_fits(from_hmi.prediction[0], tmp_path / "generated.fits.gz")
+    assert path.read_bytes()[:2] == b"\x1f\x8b"
+    assert np.array_equal(fits.getdata(path), from_hmi.prediction[0].data, equal_nan=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_real_files_are_translated(sdo_folder, tmp_path):
     path = sdo_folder / "AIAsynoptic0171.fits"
     output = generate(tiny_pipeline(sources=("aia171",), target="hmi"), path)

@@ -29,4 +29,10 @@ def read_duration(value: Any, name: str, *, zero: bool = False) -> pd.Timedelta:
     return length
 
 
-__all__ = ["read_duration"]
+def write_duration(length: Any) -> str:
+    """Writes a length of time in whole hours, as "24h", or else in minutes, as "90min"."""
+    hours, rest = divmod(pd.Timedelta(length), pd.Timedelta("1h"))
+    return f"{pd.Timedelta(length) / pd.Timedelta('1min'):.10g}min" if rest else f"{hours}h"
+
+
+__all__ = ["read_duration", "write_duration"]

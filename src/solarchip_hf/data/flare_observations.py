@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from .durations import write_duration
 from .flare_events import to_utc
 from .flare_labels import label_flares, past_features, trailing_day_rates
 from .observations import Observations
@@ -159,6 +160,15 @@ def label_observations(
     return FlareObservations(observations.select(kept), labels, history, dropped)
 
 
+def told_window(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The window of labels, by their `attrs`, as a model's configuration carries it (`forecast_window`)."""
+    return {
+        "horizon": write_duration(facts["horizon"]),
+        "latency": write_duration(facts["latency"]),
+        "by": facts["by"],
+    }
+
+
 def split_flares(
     dataset: FlareObservations, parts: Mapping[str, Any] | None = None, *, gap: str | pd.Timedelta = "27D"
 ) -> dict[str, FlareObservations]:
@@ -220,4 +230,4 @@ def choose_blocks(times: Any, fraction: float, *, seed: int = 0, block: str | pd
     return order[np.isin(number[order], blocks[turn[: last + 1]])]
 
 
-__all__ = ["FlareObservations", "choose_blocks", "label_observations", "split_flares"]
+__all__ = ["FlareObservations", "choose_blocks", "label_observations", "split_flares", "told_window"]

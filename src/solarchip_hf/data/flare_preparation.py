@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from .observations import Observations, load_observations
 from .pairing import pair_observations
 from .preparation import prepare_dataset
 from .splits import split_labels
+
+logger = logging.getLogger(__name__)
 
 # What of a processor decides how images are prepared.
 SETTINGS = ("size", "geometry", "photometry", "degradation", "scaling")
@@ -116,12 +119,16 @@ def prepare_flare_archive(
 def _check_sun(path: str, events: pd.DataFrame) -> None:
     """Synthetic images have synthetic flares, real ones real ones: they share dates, and nothing else."""
     drawn = "SYNTHETIC" in str(read_image(path, header_only=True).header.get("ORIGIN", "")).upper()
-    listed = events["source"].iloc[0] == "synthetic"
-    if drawn != listed:
+    _check_kind(drawn, events, f"ORIGIN of {Path(path).name}")
+
+
+def _check_kind(drawn: bool, events: pd.DataFrame, told_by: str) -> None:
+    listed = events["source"].eq("synthetic")
+    if not listed.eq(drawn).all():
         kinds = {True: "synthetic", False: "real"}
         raise ValueError(
-            f"events: expected {kinds[drawn]} flares for the {kinds[drawn]} images (ORIGIN of {Path(path).name}), got "
-            f"{kinds[listed]} ones. Give the list that belongs to the images."
+            f"events: expected {kinds[drawn]} flares for the {kinds[drawn]} images ({told_by}), got "
+            f"{kinds[not drawn]} ones. Give the list that belongs to the images."
         )
 
 
@@ -133,7 +140,7 @@ def load_flare_parts(
     model: str | os.PathLike | None = None,
     modalities: Sequence[str] | None = None,
     known: Sequence[str] | None = None,
-    gap: str = "27D",
+    gap: str | None = None,
     prepared_parts: bool = True,
     **labels: Any,
 ) -> dict[str, FlareObservations]:
@@ -146,7 +153,7 @@ def load_flare_parts(
         model: A saved model, whose processor scales the images; None: the dataset's own statistics.
         modalities: As `wanted` of `choose_modalities`.
         known: As for `choose_modalities`.
-        gap: Gap at the borders.
+        gap: Gap at the borders that are cut here; None: 27 days. A warning tells where none are cut.
         prepared_parts: Whether to keep the parts with which the dataset was prepared, where it has all the wanted.
         **labels: Arguments of `label_observations`.
 
@@ -162,11 +169,22 @@ def load_flare_parts(
     processor = None if model is None else SolarChipImageProcessor.from_pretrained(model, modalities=chosen)
     observations = cast(Observations, load_observations(folder, chosen, processor=processor))
     listed = events if isinstance(events, pd.DataFrame) else read_flare_events(events)
+    drawn = observations.manifest.get("synthetic_images")
+    if drawn is not None and len(listed):
+        _check_kind(bool(drawn), listed, "the dataset's manifest")
     labelled = label_observations(observations, listed, **labels)
     own = labelled.observations.metadata["split"].to_numpy()
-    if prepared_parts and set(parts) <= set(own):
+    if prepared_parts and set(parts) <= set(observations.metadata["split"]):
+        if gap is not None:
+            logger.warning("gap=%s has no effect: the dataset's own parts are kept, with the gaps they came with", gap)
+        empty = [name for name in parts if not (own == name).any()]
+        if empty:  # cutting anew would test on what was prepared, or pretrained on, as training
+            raise ValueError(
+                f"events: expected a list that covers windows of every prepared part, got none of {', '.join(empty)}. "
+                "Give a longer list, or cut the parts by dates."
+            )
         return {name: labelled.select(own == name) for name in parts}
-    return split_flares(labelled, parts, gap=gap)
+    return split_flares(labelled, parts, gap=gap or "27D")
 
 
 __all__ = ["SETTINGS", "choose_modalities", "load_flare_parts", "prepare_flare_archive"]

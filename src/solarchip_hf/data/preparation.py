@@ -110,7 +110,8 @@ def prepare_dataset(
 
     Returns:
         The manifest: `settings`, `modalities`, `splits` (rows of each), `shards` (file, rows, bytes, sha256),
-        `observations`, `images` (count a modality), `failures` (count), `clipped_images`, `statistics`.
+        `observations`, `images` (count a modality), `synthetic_images`, `failures` (count), `clipped_images`,
+        `statistics`.
 
     Raises:
         FileExistsError: The output holds a dataset of other settings or other pairs, and `overwrite` is false.
@@ -345,6 +346,7 @@ def _finish(
         "splits": {split: labels.count(split) for split in dict.fromkeys(labels)},
         "images": {name: sum(record["images"][name] for record in ordered) for name in settings.modalities},
         "clipped_images": sum(record["clipped_images"] for record in ordered),
+        "synthetic_images": sum(record.get("synthetic_images", 0) for record in ordered),
         "failures": len(failures),
         "shards": [{key: record[key] for key in ("file", "rows", "bytes", "sha256")} for record in ordered],
         "statistics": statistics,

@@ -62,14 +62,15 @@ def prepare_shard(shard: Shard, settings: Settings, isolate: bool = False) -> di
     failures: list[dict[str, Any]] = []
     moments: dict[str, list[dict[str, float]]] = {name: [] for name in settings.modalities}
     images = dict.fromkeys(settings.modalities, 0)
-    clipped = 0
+    clipped = drawn = 0
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal clipped
+        nonlocal clipped, drawn
         for planned in shard.rows:
             row = _prepare_row(planned, settings, read, failures)
             if row is None:
                 continue
+            drawn += row["synthetic"]
             for name in settings.modalities:
                 image = row.get(name)
                 if image is None:
@@ -90,6 +91,7 @@ def prepare_shard(shard: Shard, settings: Settings, isolate: bool = False) -> di
         "moments": moments,
         "images": images,
         "clipped_images": int(clipped),
+        "synthetic_images": drawn,
         "failures": failures,
     }
     write_json(record_path(output_dir, shard), record)
@@ -100,7 +102,7 @@ def _prepare_row(
     planned: dict[str, Any], settings: Settings, read: Callable[[Any], Any], failures: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
     row: dict[str, Any] = {key: planned[key] for key in ("time_nominal", "time", "split")}
-    row.update(observed=0, near_real_time=False, approximate=False)
+    row.update(observed=0, near_real_time=False, approximate=False, synthetic=0)
     size = settings.processor.size
     for name, path in planned["paths"].items():
         source = relative(path, settings.root)
@@ -137,6 +139,7 @@ def _prepare_row(
             for fact in ("rsun_arcsec", "b0", "l0", "observer_distance"):
                 row[fact] = getattr(facts, fact)
         row["observed"] += 1
+        row["synthetic"] += "SYNTHETIC" in str(facts.header.get("ORIGIN", "")).upper()
     return row if row["observed"] else None
 
 

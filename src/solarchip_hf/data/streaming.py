@@ -16,7 +16,9 @@ class ObservationStream(IterableDataset):
     The order is a function of (seed, epoch) alone: files are shuffled, and rows among `window` neighbouring files, so
     that reading stays local. It is dealt out in blocks of `batch_size` rows, first to `world_size` ranks, then to the
     workers of the `DataLoader`: a loader of that batch size yields the same batches in the same order with any number
-    of workers, and no row is lost or doubled.
+    of workers, and no row is doubled. All ranks get equally many rows, since one with a batch more would wait for the
+    others for ever: where their number does not divide that of the rows, the last rows of the epoch's order, fewer than
+    there are ranks, are left out; shuffled epochs leave out others each. A single rank gets every row.
 
     Shard **once**: give `rank` and `world_size` here only where the loader is not prepared by Accelerate (which deals
     out an iterable among the ranks itself); leave them alone under the Trainer.
@@ -73,7 +75,27 @@ class ObservationStream(IterableDataset):
             windows = [shards[start : start + self.window] for start in range(0, len(shards), self.window)]
             mixed = [generator.permutation(np.concatenate([rows[shard] for shard in part])) for part in windows]
             order = np.concatenate(mixed) if mixed else order
-        return _dealt(order, self.rank, self.world_size, self.batch_size)
+        block = self.batch_size * self.world_size
+        dealt = order[: len(order) // block * block]
+        rest = order[len(dealt) :]  # less than a batch for every rank
+        share = len(rest) // self.world_size
+        return np.concatenate(
+            [
+                _dealt(dealt, self.rank, self.world_size, self.batch_size),
+                rest[self.rank * share : (self.rank + 1) * share],
+            ]
+        )
+
+    def _settings(self) -> dict[str, int]:
+        """What the order follows from, beside the epoch."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
+            "window": self.window,
+            "shuffle": int(self.shuffle),
+            "rows": len(self.observations),
+        }
 
     def __len__(self) -> int:
         return len(self.order()) - self.position
@@ -102,16 +124,21 @@ class ObservationStream(IterableDataset):
         Returns:
             Plain integers.
         """
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position + consumed}
+        return {**self._settings(), "epoch": self.epoch, "position": self.position + consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where `state_dict` was taken, with the same number of ranks.
+        """Goes on where `state_dict` was taken.
 
         Raises:
-            ValueError: The state belongs to another seed.
+            ValueError: The state belongs to another seed, batch size, number of ranks or of rows, window or shuffling,
+                under which the same position would mean other rows.
         """
-        if state["seed"] != self.seed:
-            raise ValueError(f"state: expected one of seed {self.seed}, got {state['seed']}.")
+        for name, value in self._settings().items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"state: expected one of {name} {value}, got {state.get(name)}. Go on with the settings of the "
+                    "stream that it was taken from."
+                )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
 

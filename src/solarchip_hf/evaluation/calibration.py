@@ -1,6 +1,5 @@
 """Fitting, on validation data, what turns a network's logits into probabilities that can be believed."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from ..models.calibration import METHODS, calibrated_probabilities, exceedance_logits
+from ..models.calibration import METHODS, boundary_names, calibrated_probabilities, exceedance_logits
 from .flare_skill.skill_scores import CLASS_NAMES, best_threshold, binary_scores, exceedance
 
 # Fewer events (or non-events) than this at a boundary tell of a shift, but not of a slope or a curve.
@@ -91,12 +90,6 @@ def choose_thresholds(probabilities: Any, labels: Any, *, score: str = "tss") ->
         if observed.any() and not observed.all():
             thresholds[name] = best_threshold(above[:, k], observed, score)[0]
     return thresholds
-
-
-def boundary_names(num_classes: int) -> list[str]:
-    """Names of the boundaries between classes: `c_plus`, `m_plus`, `x_plus` for the four flare classes."""
-    names: Sequence[str] = CLASS_NAMES if num_classes == len(CLASS_NAMES) else [str(k) for k in range(num_classes)]
-    return [f"{name.lower()}_plus" for name in names[1:]]
 
 
 class ValidationScore:

@@ -60,7 +60,16 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     if blocks < _FEW_BLOCKS:
         lines.append(f"The test part spans only {blocks:.1f} such blocks: the intervals are rough.")
     if calibration:
-        lines.append(f"Probabilities are calibrated by {calibration['method']} on {calibration['fitted_on']}.")
+        lines.append(
+            f"The network's probabilities are calibrated by {calibration['method']} on {calibration['fitted_on']}; the "
+            "baselines' are not calibrated."
+        )
+    share = (report["run"].get("data") or {}).get("label_fraction")
+    if share is not None and share < 1:
+        lines.append(
+            f"A share of {share:g} of the training labels is used, and besides all labels of the validation part, for "
+            "checkpoint, calibration and thresholds."
+        )
     return [" ".join(lines), ""] if lines else []
 
 

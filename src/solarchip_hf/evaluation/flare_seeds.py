@@ -57,7 +57,8 @@ def seed_report(
     Returns:
         What `seeds.json` holds: `data`, `run`, `samples`, `scores` (boundary, arm, score: `mean`, `standard_error`,
         `seeds`, `low`, `high`; the error is null for a single seed), `claim` (each score of it: both means and errors,
-        and `holds`: mean - error of the first above mean + error of the second; and `holds` for all of them).
+        and `holds`: both errors are known, and mean - error of the first is above mean + error of the second; and
+        `holds` for all of them).
 
     Raises:
         ValueError: An unknown boundary or arm, or no sample that all arms forecast.
@@ -162,8 +163,9 @@ def _claim(scores: Mapping[str, Any], claim: tuple[str, str]) -> dict[str, Any]:
             result[name] = {"difference": None, "between_the_error_bars": None, "holds": False}
             continue
         gap = ours["mean"] - theirs["mean"]
-        apart = gap - (ours["standard_error"] or 0.0) - (theirs["standard_error"] or 0.0)
-        result[name] = {"difference": gap, "between_the_error_bars": apart, "holds": bool(apart > 0)}
+        errors = ours["standard_error"], theirs["standard_error"]
+        apart = None if None in errors else gap - sum(errors)  # a single seed says nothing on the spread of seeds
+        result[name] = {"difference": gap, "between_the_error_bars": apart, "holds": apart is not None and apart > 0}
     result["holds"] = result["bss"]["holds"] and result["tss"]["holds"]
     return result
 
@@ -185,7 +187,9 @@ def seeds_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{kind}Mean over seeds and its standard error; in brackets the {100 * protocol['level']:g}% interval of the "
         f"mean from blocks of {protocol['block']} of the test part. Thresholds have the largest TSS on the validation "
-        "part; the Brier skill is against the class frequencies of the training part.",
+        "part; the Brier skill is against the class frequencies of the training part. The networks are calibrated on "
+        "the validation part and the baselines are not; a share of the labels is one of the training labels alone: "
+        "checkpoints, calibration and thresholds use all labels of the validation part.",
         "",
         "| part | samples | first | last | " + " | ".join(CLASS_NAMES) + " |",
         "|---|---:|---|---|" + "---:|" * len(CLASS_NAMES),

@@ -15,7 +15,7 @@ from ..models.modalities import MODALITIES
 from .translation_cases import TranslationCases
 from .translation_fidelity.fidelity_scores import northern_leaders
 from .translation_fidelity.image_scores import RADIUS_SHARE, radial_distance
-from .translation_fidelity.magnetogram_scores import hale_polarity
+from .translation_fidelity.magnetogram_scores import STRONG_FIELD, hale_polarity
 
 if TYPE_CHECKING:
     from ..data.observations import Observations
@@ -100,9 +100,10 @@ def hale_magnetograms(cases: TranslationCases) -> np.ndarray:
         (N, H, H) float32 in gauss.
     """
     facts = zip(cases.truth, northern_leaders(list(cases.times)), cases.b0, strict=True)
-    return np.stack(
-        [np.abs(image) * hale_polarity(image, northern_leader=sign, b0=b0) for image, sign, b0 in facts]
-    ).astype(np.float32)
+    signs = np.stack([hale_polarity(image, northern_leader=sign, b0=b0) for image, sign, b0 in facts])
+    strength = np.abs(cases.truth)
+    # Polarity reaches beyond the strong pixels of a region; the weak field there is no part of this rival.
+    return (strength * signs * (strength > STRONG_FIELD)).astype(np.float32)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ absolute error beats the adversarial loss in pixel correlation.
 """
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -40,6 +41,10 @@ class UNetTranslator(nn.Module):
         source_modalities: The channels that are given, in order.
         target_modality: The channel that is told.
         statistics_key: What the processor's statistics belong to; predictions for others are refused.
+
+    Attributes:
+        training_key: What it was trained with, as the function `training_key` tells; kept with the
+            weights. Empty before training.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class UNetTranslator(nn.Module):
         self.source_modalities = tuple(source_modalities)
         self.target_modality = target_modality
         self.statistics_key = dict(statistics_key)
+        self.training_key: dict[str, Any] = {}
         self.square = int(self.unet.config.out_channels**0.5)
 
     @classmethod
@@ -138,11 +144,13 @@ class UNetTranslator(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the weights (safetensors), the network's configuration and `translation.json`."""
         folder = Path(folder)
+        (folder / FACTS).unlink(missing_ok=True)  # written last, they never describe other weights
         self.unet.save_pretrained(folder)
         facts = {
             "source_modalities": list(self.source_modalities),
             "target_modality": self.target_modality,
             "statistics_key": self.statistics_key,
+            "training_key": self.training_key,
         }
         partial = folder / f"{FACTS}.partial"
         partial.write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -160,7 +168,32 @@ class UNetTranslator(nn.Module):
             raise FileNotFoundError(f"{folder}: expected the folder of a trained U-Net, got none with {FACTS}.")
         facts = json.loads(path.read_text(encoding="utf-8"))
         unet = UNet2DModel.from_pretrained(folder, use_safetensors=True)
-        return cls(unet, facts["source_modalities"], facts["target_modality"], facts["statistics_key"])
+        translator = cls(unet, facts["source_modalities"], facts["target_modality"], facts["statistics_key"])
+        translator.training_key = facts.get("training_key", {})
+        return translator
+
+
+def training_key(
+    training: "Observations", source_modalities: Sequence[str], target_modality: str, **settings: Any
+) -> dict[str, Any]:
+    """What a trained U-Net depends on; one with another key must not stand in for it.
+
+    Args:
+        training: The observations that it learns from.
+        source_modalities: The channels that are given, in order.
+        target_modality: The channel that is told.
+        **settings: Of network and training, JSON-able: widths, steps, seed.
+
+    Returns:
+        JSON-able: channels, settings and a SHA-256 of the dataset's files, rows and statistics.
+    """
+    digest = hashlib.sha256(training.metadata[["shard", "row"]].to_numpy(dtype=np.int64).tobytes())
+    digest.update("".join(map(str, training.metadata["time_nominal"])).encode())
+    processor = training.processor
+    for part in (training.manifest["shards"], processor.statistics_key, processor.statistics):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    channels = {"source_modalities": list(source_modalities), "target_modality": target_modality}
+    return {**channels, **settings, "observations": digest.hexdigest()}
 
 
 def train_unet(
@@ -281,4 +314,4 @@ def _complete(observations: "Observations", columns: list[int]) -> "Observations
     return chosen
 
 
-__all__ = ["UNetTranslator", "train_unet"]
+__all__ = ["UNetTranslator", "train_unet", "training_key"]

@@ -25,6 +25,8 @@ _ARGUMENTS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "backbone_learning_rate",
+    "tuning",
     "lr_scheduler_type",
     "warmup_steps",
     "optim",

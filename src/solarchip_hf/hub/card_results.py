@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 
 @dataclass(frozen=True)
 class CardResult:
@@ -101,9 +103,15 @@ def flare_results(report: Mapping[str, Any], *, data: str, synthetic: bool | Non
     scores = (report.get("scores") or {}).get(boundary) or {}
     test = (report.get("samples") or {}).get("test") or {}
     told = report.get("protocol") or {}
+    scored = next((row["count"] for row in scores.values() if row.get("count") is not None), None)
+    count = test.get("count", "Some") if scored is None else round(scored)
+    verb = {"start": "start", "peak": "peak"}.get(told.get("by"), "happen")
+    late = _hours(told.get("latency") or "0h")
+    delay = "" if late == "0 h" else f", forecast {late} behind it"
     protocol = (
-        f"{test.get('count', 'Some')} observations of {_days(test)}, split in time; flares of {boundary} that start "
-        f"within {_hours(told.get('horizon'))} after the image; threshold: {told.get('threshold', 'not recorded')}; "
+        f"{count} observations of {_days(test)}, split in time; flares of {boundary} that {verb} "
+        f"within {_hours(told.get('horizon'))} after the image{delay}; threshold: "
+        f"{told.get('threshold', 'not recorded')}; "
         f"intervals from blocks of {told.get('block', 'a length that is not recorded')}. All forecasts are scored on "
         "the same samples; the whole comparison stands in `report.md`."
     )
@@ -134,8 +142,9 @@ def _days(part: Mapping[str, Any]) -> str:
 
 
 def _hours(horizon: Any) -> str:
-    text = str(horizon or "the window of its training")
-    return "24 h" if text in ("1 days 00:00:00", "24h") else text
+    if not horizon:
+        return "the window of its training"
+    return f"{pd.Timedelta(horizon) / pd.Timedelta('1h'):g} h"
 
 
 def translation_results(table: Mapping[str, Any], *, data: str, synthetic: bool | None) -> list[CardResult]:

@@ -216,7 +216,9 @@ class Demonstration:
             figure = picture(forecast_figure(answer))
         lines = [f"- {WORDS.get(name, name)}: **{value:.1%}**" for name, value in answer["exceedance"].items()]
         kind = "calibrated" if answer["calibrated"] else "**not calibrated**: read them as a ranking"
-        window = f"Largest flare that starts until {answer['valid_until']}; probabilities are {kind}."
+        verb = {"start": "starts", "peak": "peaks"}[answer["window"]["by"]]
+        span = f"after {answer['valid_from']} until {answer['valid_until']}"
+        window = f"Largest flare that {verb} {span}; probabilities are {kind}."
         return figure, "\n".join([window, "", *lines, "", "Not an operational warning."])
 
     def translate(

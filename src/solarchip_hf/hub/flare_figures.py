@@ -108,7 +108,9 @@ def forecast_figure(forecast: Mapping[str, Any], path: str | Path | None = None)
     drawn = "SYNTHETIC Sun, " if any(image["synthetic"] for image in forecast["images"]) else ""
     quick = ", from an 8-bit quick-look" if any(image["approximate"] for image in forecast["images"]) else ""
     window = f"valid after {forecast['valid_from']} until {forecast['valid_until']}" if forecast["valid_from"] else ""
-    figure.suptitle(f"{drawn}largest flare within 24 h{quick}\n{window}", fontsize=11)
+    figure.suptitle(
+        f"{drawn}largest flare within {forecast['window']['horizon'].replace('h', ' h')}{quick}\n{window}", fontsize=11
+    )
     if path is not None:
         save_figure(figure, path)
     return figure

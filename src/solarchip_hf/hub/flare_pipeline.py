@@ -1,4 +1,4 @@
-"""The task `solar-flare-forecasting`: from images of the Sun to probabilities of the next day's largest flare.
+"""The task `solar-flare-forecasting`: from images of the Sun to probabilities of the largest flare that comes.
 
 import solarchip_hf
 from transformers import pipeline
@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from solarchip_hf.evaluation.calibration import boundary_names
 from solarchip_hf.hub.attribution import FlareAttribution, integrated_gradients
-from solarchip_hf.models.calibration import calibrated_probabilities
+from solarchip_hf.models.calibration import boundary_names, calibrated_probabilities
+from solarchip_hf.models.forecast_window import DEFAULT_WINDOW, read_window
 from solarchip_hf.models.headers import SolarImage, SolarImageError
 from solarchip_hf.models.modalities import resolve_modality
 
-HORIZON = timedelta(hours=24)
 # Images of one observation may lie this far apart (a solar feature at disk centre moves 1 px of 2.4 arcsec in 15.6 min)
 TOLERANCE = timedelta(minutes=12)
 
 
 class SolarFlareForecastingPipeline(Pipeline):
-    """Forecasts the class of the largest flare that starts within 24 hours of an image.
+    """Forecasts the class of the largest flare of the window behind an image that the model was tuned for.
 
     An input is a path or the bytes of a FITS or JPEG2000 file, an astropy HDU or HDUList, a sunpy Map, a `SolarImage`,
     or a mapping `{modality: image}` of images taken within 12 minutes of each other; in a mapping an image may be an
@@ -41,7 +40,9 @@ class SolarFlareForecastingPipeline(Pipeline):
     - `thresholds`, `warnings`: the probabilities from which to warn, as chosen on validation, and the verdicts; None
       where the model carries none.
     - `time`: of the observation, UTC, ISO 8601; `time_nominal`: its slot in the series. None of an array.
-    - `valid_from`, `valid_until`: the forecast is for flares that start after the first and not after the second.
+    - `valid_from`, `valid_until`: the forecast is for flares that start (by the window: or peak) after the first and
+      not after the second.
+    - `window`: `horizon`, `latency` and `by`, as the model's `forecast_window` has them.
     - `images`: for every image `modality`, `time`, `source`, `approximate` (8-bit quick-look), `near_real_time`,
       `synthetic` (drawn by `SyntheticSun`) and `notes`, the reader's warnings.
     - `modality_weights`: the share of every channel in the fused feature.
@@ -68,6 +69,12 @@ class SolarFlareForecastingPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        saved_as = self.model.config.architectures
+        if saved_as and not any(name.endswith("ForImageClassification") for name in saved_as):
+            raise ValueError(
+                f"model: expected a tuned flare model, got a {', '.join(saved_as)}, whose forecasts would be those of "
+                "a random head. Tune it with examples/finetune_flare.py."
+            )
         ours, theirs = list(self.model.config.modalities), list(self.image_processor.modalities)
         if ours != theirs:
             raise ValueError(
@@ -175,6 +182,7 @@ class SolarFlareForecastingPipeline(Pipeline):
             facts = facts[0]
         first = next(iter(facts.values()))
         nominal = first.time_nominal or first.time
+        horizon, latency, _ = read_window(self.model.config.forecast_window)
         forecast = {
             "label": labels[int(probabilities.argmax())],
             "probabilities": {labels[index]: float(value) for index, value in enumerate(probabilities)},
@@ -184,8 +192,9 @@ class SolarFlareForecastingPipeline(Pipeline):
             "warnings": thresholds and {name: exceedance[name] >= value for name, value in thresholds.items()},
             "time": _iso(first.time),
             "time_nominal": _iso(nominal),
-            "valid_from": _iso(nominal),
-            "valid_until": _iso(nominal and nominal + HORIZON),
+            "valid_from": _iso(nominal and nominal + latency),
+            "valid_until": _iso(nominal and nominal + latency + horizon),
+            "window": {**DEFAULT_WINDOW, **(self.model.config.forecast_window or {})},
             "images": [_describe(name, image) for name, image in facts.items()],
             "modality_weights": {
                 name: float(weight)
@@ -244,4 +253,4 @@ def _describe(name: str, image: SolarImage) -> dict[str, Any]:
     }
 
 
-__all__ = ["HORIZON", "TOLERANCE", "SolarFlareForecastingPipeline"]
+__all__ = ["TOLERANCE", "SolarFlareForecastingPipeline"]

@@ -15,12 +15,14 @@ status 500; neither by an exception.
 import base64
 import binascii
 import importlib
+import importlib.util
 import json
 import logging
 import sys
 import tempfile
 import zlib
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ MAX_PIXELS = 4096 * 4096
 MAX_IMAGES = 16
 MAX_SAMPLES = 32
 MAX_STEPS = 200
+TOLERANCE = timedelta(minutes=12)  # between the images of one observation, as of the forecasting pipeline
 
 
 class RequestError(Exception):
@@ -90,15 +93,24 @@ class EndpointHandler:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             classifies = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])
             self.task = "flares" if classifies else "features"
-            self._load_model(folder, with_code="auto_map" in config)
+            self._load_model(folder, config.get("auto_map"))
         # the reader and the error of the code that the processor itself belongs to
         self._code = sys.modules[type(self.processor).__module__]
 
-    def _load_model(self, folder: Path, *, with_code: bool) -> None:
+    def _load_model(self, folder: Path, auto_map: Mapping[str, str] | None) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+        # The code in the folder runs only where the package is missing, and only the folder's own: an entry
+        # "owner/name--module.Class" would fetch another repository's.
+        with_code = importlib.util.find_spec("solarchip_hf") is None
         if not with_code:
             importlib.import_module("solarchip_hf")  # registers the classes
+        elsewhere = [entry for entry in (auto_map or {}).values() if "--" in str(entry)]
+        if with_code and (elsewhere or not auto_map):
+            raise ValueError(
+                f"config.json: expected the folder's own code in auto_map, got {elsewhere or 'none'}. "
+                "Install solarchip_hf, or publish the folder with its code."
+            )
         auto = AutoModelForImageClassification if self.task == "flares" else AutoModel
         self.model = auto.from_pretrained(folder, trust_remote_code=with_code).to(self.device).eval()
         self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=with_code)
@@ -147,9 +159,11 @@ class EndpointHandler:
         inputs = data["inputs"]
         inputs = inputs if isinstance(inputs, list) else [inputs]
         count = sum(len(entry) if isinstance(entry, Mapping) else 1 for entry in inputs)
-        if not 0 < count <= self.limits["images"]:
+        if not count:
+            raise RequestError(400, "bad_request", "inputs: expected at least one file, got none.")
+        if count > self.limits["images"]:
             raise RequestError(
-                413, "too_many_images", f"inputs: expected 1 to {self.limits['images']} files, got {count}."
+                413, "too_many_images", f"inputs: expected at most {self.limits['images']} files, got {count}."
             )
         return inputs, dict(parameters)
 
@@ -197,6 +211,8 @@ class EndpointHandler:
             raise RequestError(422, "unreadable_image", f"inputs: expected a whole gzip file, got {error}.") from error
         if len(unpacked) > self.limits["bytes"]:
             raise self._too_large(f"a gzip file of more than {self.limits['bytes']} bytes")
+        if unpacked[:2] == b"\x1f\x8b":
+            raise RequestError(422, "unreadable_image", "inputs: expected a FITS file in gzip, got gzip in gzip.")
         if not inflater.eof:
             raise RequestError(422, "unreadable_image", "inputs: expected a whole gzip file, got one without its end.")
         return unpacked
@@ -225,13 +241,15 @@ class EndpointHandler:
         if isinstance(observation, bytes):
             options["modality"] = parameters.get("modality")
             batch, headers = self._handled(self.processor, [observation], return_tensors="pt", **options)
-            facts = _facts(headers[0])
+            facts, images = _facts(headers[0]), [headers[0]]
         else:
             batch, headers = self._handled(self.processor, observation, return_tensors="pt", **options)
             facts = {"images": {name: _facts(header) for name, header in headers[0].items()}}
+            _check_times(headers[0])
+            images = list(headers[0].values())
         batch = {name: value.to(self.device) for name, value in batch.items()}
         if self.task == "flares":
-            return {**self._forecast(batch), **facts}
+            return {**self._forecast(batch), **self._valid(images[0]), **facts}
         output = self.model(**batch)
         answer = {
             "features": _numbers(output.pooler_output[0]),
@@ -262,6 +280,18 @@ class EndpointHandler:
             warnings = {name: answer["exceedance"][name] >= value for name, value in thresholds.items()}
             answer |= {"thresholds": dict(thresholds), "warnings": warnings}
         return answer
+
+    def _valid(self, image: Any) -> dict[str, str | None]:
+        """From when until when the forecast holds."""
+        config = self.model.config
+        siblings = type(config).__module__.rpartition(".")[0]
+        read_window = importlib.import_module(f"{siblings}.forecast_window").read_window
+        horizon, latency, _ = read_window(config.forecast_window)
+        nominal = image.time_nominal or image.time
+        if nominal is None:
+            return {"valid_from": None, "valid_until": None}
+        begin = nominal + latency
+        return {"valid_from": begin.isoformat(), "valid_until": (begin + horizon).isoformat()}
 
     def _translate(self, observation: Any, parameters: dict[str, Any]) -> dict[str, Any]:
         names = ("num_samples", "num_inference_steps", "guidance_scale")
@@ -307,12 +337,24 @@ def _check_parameter(name: str, value: Any, rule: tuple[Any, str, tuple[float, f
         raise RequestError(400, "bad_request", f"{name}: expected {words}, got {value!r:.100}.")
 
 
+def _check_times(headers: Mapping[str, Any]) -> None:
+    times = [header.time for header in headers.values() if header.time is not None]
+    if times and max(times) - min(times) > TOLERANCE:
+        raise RequestError(
+            422,
+            "unfit_input",
+            f"inputs: expected the images of one observation within {TOLERANCE}, got {min(times):%Y-%m-%dT%H:%M} to "
+            f"{max(times):%Y-%m-%dT%H:%M} UTC.",
+        )
+
+
 def _facts(header: Any) -> dict[str, Any]:
     """What the answer tells of an image."""
     return {
         "modality": header.modality,
         "time": header.time.isoformat() if header.time else None,
         "approximate": header.approximate,
+        "synthetic": "SYNTHETIC" in str(header.header.get("ORIGIN", "")).upper(),
         "notes": list(header.notes),
     }
 

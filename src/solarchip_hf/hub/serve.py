@@ -21,6 +21,8 @@ from .handler import MAX_BYTES, MAX_IMAGES, EndpointHandler, RequestError
 
 logger = logging.getLogger(__name__)
 
+MAX_BODY = 256 * 2**20  # bytes of a request; as many requests as may wait hold as much each
+
 
 class EndpointServer(ThreadingHTTPServer):
     """An HTTP server with one handler.
@@ -39,8 +41,8 @@ class EndpointServer(ThreadingHTTPServer):
     ):
         super().__init__(address, _Requests)
         self.handler = handler
-        # base64 makes four bytes of three
-        self.max_body = max_body or 2 * min(MAX_IMAGES, handler.limits["images"]) * handler.limits["bytes"]
+        files = min(MAX_IMAGES, handler.limits["images"]) * handler.limits["bytes"]
+        self.max_body = max_body or min(MAX_BODY, 4 * files // 3 + 2**20)  # base64 makes four bytes of three
         self.places = threading.BoundedSemaphore(queue)
         self.work = threading.Lock()
 
@@ -86,7 +88,7 @@ class _Requests(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         written = self.headers.get("Content-Length")
-        if written is None or not written.isdigit():
+        if written is None or not (written.isascii() and written.isdigit()):
             raise RequestError(
                 411, "length_required", f"Content-Length: expected the body's bytes, got {written!r:.50}."
             )

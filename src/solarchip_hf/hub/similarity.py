@@ -160,6 +160,9 @@ class Neighbour:
 class SimilarityIndex:
     """Embeddings of a gallery in a folder, and the search in them by FAISS.
 
+    The folder may hold vectors of several galleries. Answers are of those that `update` was called with (of all, if it
+    was not), and of files that are still there.
+
     Args:
         folder: Where the vectors are kept; made if it does not exist.
         embedder: What makes them.
@@ -171,6 +174,7 @@ class SimilarityIndex:
     def __init__(self, folder: str | Path, embedder: ImageEmbedder):
         self.folder, self.embedder = Path(folder), embedder
         self._datasets: dict[str, Dataset] = {}
+        self._galleries: list[Path] = []
         settings, path = embedder.fingerprint(), self.folder / _SETTINGS
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
@@ -204,6 +208,9 @@ class SimilarityIndex:
             ValueError: A prepared dataset of other settings than the model's.
         """
         gallery = Path(gallery).absolute()
+        if gallery not in self._galleries:
+            self._galleries.append(gallery)
+            self._datasets.clear()
         names = self.embedder.processor.modalities if modalities is None else map(resolve_modality, modalities)
         wanted = set(names)
         table = self.rows()
@@ -252,9 +259,9 @@ class SimilarityIndex:
     def _dataset_images(
         self, gallery: Path, wanted: set[str], known: set[tuple[str, int, str, str]]
     ) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-        manifest = (gallery / MANIFEST).read_bytes()
-        stamp = hashlib.sha256(manifest).hexdigest()[:16]
-        names = [name for name in json.loads(manifest)["modalities"] if name in wanted]
+        manifest = json.loads((gallery / MANIFEST).read_bytes())
+        stamp = _dataset_stamp(gallery)
+        names = [name for name in manifest["modalities"] if name in wanted]
         if not names:
             raise ValueError(f"{gallery}: expected images of {', '.join(sorted(wanted))}, got none in this dataset.")
         observations = load_observations(gallery, names, processor=self.embedder.processor)
@@ -313,7 +320,7 @@ class SimilarityIndex:
         from datasets import Dataset
 
         frame = self.rows().to_pandas()
-        frame = frame[frame["modality"] == name]
+        frame = frame[(frame["modality"] == name) & self._answerable(frame)]
         # Of a file that changed, or that the index met twice, the newest row counts.
         frame = frame.drop_duplicates(["source", "row"], keep="last").reset_index(drop=True)
         if frame.empty:
@@ -330,6 +337,18 @@ class SimilarityIndex:
             _write_whole(path, lambda partial: dataset.save_faiss_index("embedding", partial))
         self._datasets[name] = dataset
         return dataset
+
+    def _answerable(self, frame: pd.DataFrame) -> np.ndarray:
+        """Whether a row is of the galleries that were given, and still there."""
+        verdicts = {}
+        for source, row, stamp in frame[["source", "row", "stamp"]].itertuples(index=False):
+            key = (source, row >= 0, stamp)
+            if key not in verdicts:
+                path = Path(source)
+                ours = not self._galleries or any(path.is_relative_to(gallery) for gallery in self._galleries)
+                verdicts[key] = ours and (_dataset_stamp(path) == stamp if row >= 0 else path.is_file())
+        keys = zip(frame["source"], frame["row"] >= 0, frame["stamp"], strict=True)
+        return np.array([verdicts[key] for key in keys], dtype=bool)
 
     def nearest(
         self,
@@ -370,7 +389,7 @@ class SimilarityIndex:
         query = np.ascontiguousarray(vector, dtype=np.float32)[None]
         answers: list[Neighbour] = []
         while len(answers) < k and allowed.any():
-            wanted = 1 if spacing > pd.Timedelta(0) else k
+            wanted = 1 if spacing > pd.Timedelta(0) else k - len(answers)
             selector = faiss.IDSelectorBatch(np.flatnonzero(allowed))
             found = dataset.search_batch(
                 "embedding",
@@ -380,11 +399,12 @@ class SimilarityIndex:
             )
             for index, score in zip(found.total_indices[0].tolist(), found.total_scores[0].tolist(), strict=True):
                 facts = dataset[index]
+                if not Path(facts["source"]).exists():  # removed since the index was read
+                    allowed[index] = False
+                    continue
                 answers.append(Neighbour(score, times[index], facts["modality"], facts["source"], facts["row"]))
                 allowed[index] = False
                 allowed &= _far_from(times, times[index], spacing)
-            if wanted > 1:
-                break
         return answers
 
     def image(self, neighbour: Neighbour) -> np.ndarray:
@@ -394,6 +414,12 @@ class SimilarityIndex:
             return processor([neighbour.source], return_tensors="np")["pixel_values"][0, 0]
         observations = load_observations(neighbour.source, [neighbour.modality], processor=processor)
         return observations[neighbour.row]["pixel_values"][0].numpy()
+
+
+def _dataset_stamp(folder: Path) -> str | None:
+    """What tells one state of a prepared dataset from another; None where there is none."""
+    manifest = folder / MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.is_file() else None
 
 
 def _far_from(times: pd.DatetimeIndex, time: pd.Timestamp, span: pd.Timedelta) -> np.ndarray:

@@ -108,9 +108,19 @@ def check_calibration(calibration: Mapping[str, Any], num_classes: int) -> None:
             raise ValueError(f"calibration.slope: expected none below 0, got {calibration['slope']}.")
     else:
         _check_curves(calibration.get("x"), calibration.get("y"), boundaries)
+    names = boundary_names(num_classes)
     for name, value in dict(calibration.get("thresholds") or {}).items():
+        if name not in names:
+            raise ValueError(f"calibration.thresholds: expected some of {', '.join(names)}, got {name!r}.")
         if not _numbers([value]) or not 0 <= value <= 1:
             raise ValueError(f"calibration.thresholds: expected probabilities, got {name}={value!r}.")
+
+
+def boundary_names(num_classes: int) -> list[str]:
+    """Names of the boundaries between classes: `c_plus`, `m_plus`, `x_plus` for four, else `1_plus`, `2_plus`, ..."""
+    if num_classes == 4:
+        return ["c_plus", "m_plus", "x_plus"]
+    return [f"{boundary}_plus" for boundary in range(1, num_classes)]
 
 
 def _check_curves(x: Any, y: Any, boundaries: int) -> None:
@@ -137,4 +147,4 @@ def _numbers(values: Any, count: int | None = None) -> bool:
     )
 
 
-__all__ = ["METHODS", "calibrated_probabilities", "check_calibration", "exceedance_logits"]
+__all__ = ["METHODS", "boundary_names", "calibrated_probabilities", "check_calibration", "exceedance_logits"]

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .calibration import check_calibration
+from .forecast_window import read_window
 from .modalities import MODALITY_NAMES, resolve_modality
 from .settings import refuse_typos
 
@@ -294,6 +295,8 @@ class SolarChipConfig(PreTrainedConfig):
         ordinal: Whether the head draws ordered thresholds on one severity scale instead of free classes.
         classifier_head: `"mlp"`, or `"linear"`: logits that are linear in the averaged tokens (a linear probe).
         calibration: How logits become calibrated probabilities, and thresholds of warning; see `calibration.py`.
+        forecast_window: Which flares the model forecasts; see `forecast_window.py`. None: those that start within 24
+            hours.
     """
 
     model_type = "solarchip"
@@ -340,6 +343,7 @@ class SolarChipConfig(PreTrainedConfig):
     ordinal: bool = False
     classifier_head: Literal["mlp", "linear"] = "mlp"
     calibration: dict | None = None
+    forecast_window: dict | None = None
 
     def __post_init__(self, **kwargs):
         refuse_typos(type(self).__name__, _own_fields(type(self)), kwargs)
@@ -400,6 +404,7 @@ class SolarChipConfig(PreTrainedConfig):
             )
         if self.calibration is not None:
             check_calibration(self.calibration, self.num_labels)
+        read_window(self.forecast_window)
 
     @property
     def image_size(self) -> int:

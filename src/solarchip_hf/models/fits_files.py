@@ -35,6 +35,8 @@ _KNOWN_CONTENTS = (
     (b"\xff\xd8\xff", "a JPEG picture", "Pictures are not data; use FITS or Helioviewer's JPEG2000."),
 )
 
+_MOST_INFLATED = 2**30  # bytes; no SDO image is larger, and a small file in gzip could fill the memory
+
 
 @dataclass(frozen=True)
 class FitsUnit:
@@ -116,9 +118,14 @@ def read_fits(
             if header_only:
                 with gzip.open(stream) as inflated:
                     return _read_stream(inflated, b"", None, source, True, notes)
-            inflated_bytes = gzip.decompress(stream.read())
+            with gzip.open(stream) as inflated:
+                inflated_bytes = inflated.read(_MOST_INFLATED + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SolarImageError(source, "file", "a whole gzip file", str(error), "Fetch the file again.") from error
+    if len(inflated_bytes) > _MOST_INFLATED:
+        raise SolarImageError(
+            source, "file", f"at most {_MOST_INFLATED} bytes in gzip", "more", "No image of the Sun is that large."
+        )
     return _read_stream(io.BytesIO(inflated_bytes), inflated_bytes, len(inflated_bytes), source, False, notes)
 
 

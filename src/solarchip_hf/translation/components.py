@@ -153,8 +153,8 @@ def _check_widths(shape: Sequence[int], base: int, multipliers: tuple[int, ...],
             f"multipliers: expected a latent side that {len(multipliers) - 1} halvings divide, got {height} for "
             f"{multipliers}; take fewer multipliers."
         )
-    uneven = [base * factor for factor in multipliers if base * factor % heads]
-    if heads < 1 or uneven:
+    uneven = [base * factor for factor in multipliers if heads < 1 or base * factor % heads]
+    if uneven:
         raise ValueError(f"num_heads: expected a divisor of every width, got {heads} for {uneven or base}.")
 
 

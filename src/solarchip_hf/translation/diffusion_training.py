@@ -8,6 +8,8 @@ devices, processes, mixed precision and trackers.
 import json
 import logging
 import math
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -29,13 +31,17 @@ from tqdm import tqdm
 
 from accelerate import Accelerator
 
+from ..models.settings import choice
 from ..training.callbacks import start_worker
 from ..training.checkpoints import INCOMPLETE, checkpoint_to_resume, clear_incomplete, publish, write_manifest
+from ..training.continuation import check_output_dir
 from .diffusion_objective import Predict, diffusion_loss
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _AVERAGE, _OPTIMIZER, _STATE = "model.safetensors", "ema.safetensors", "optimizer.pt", "trainer_state.json"
+# Of diffusers' schedules those that need no further settings.
+LR_SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial")
 
 
 @dataclass
@@ -48,7 +54,7 @@ class DiffusionArguments:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps a step."})
     learning_rate: float = field(default=5e-5, metadata={"help": "Largest learning rate of the schedule."})
     lr_scheduler: str = field(
-        default="cosine", metadata={"help": "Schedule behind the warm-up, as diffusers names it."}
+        default="cosine", metadata={"help": f"Schedule behind the warm-up: {', '.join(LR_SCHEDULERS)}."}
     )
     warmup_steps: int = field(default=500, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay of AdamW."})
@@ -86,6 +92,7 @@ class DiffusionArguments:
         for name in ("warmup_steps", "weight_decay", "snr_gamma", "save_steps", "sample_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
+        choice("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 or more and below 1, got {self.ema_decay}.")
 
@@ -143,7 +150,8 @@ class DiffusionTrainer:
         stopped: Whether a SIGTERM ended training.
 
     Raises:
-        ValueError: A checkpoint cannot be resumed, or the processes are of a kind whose weights are sharded.
+        ValueError: A checkpoint cannot be resumed, a new run would begin among the checkpoints of another, or the
+            processes are of a kind whose weights are sharded.
     """
 
     def __init__(
@@ -185,19 +193,25 @@ class DiffusionTrainer:
         self.log_history: list[dict[str, float]] = []
         self.step, self.stopped, self._told = 0, False, False
         self._pending: list[torch.Tensor] = []  # losses since the last log line
-        if args.resume_from_checkpoint:
-            found = checkpoint_to_resume(args.resume_from_checkpoint, args.output_dir)
-            if found is not None:
-                self._load(Path(found))
+        wish = args.resume_from_checkpoint
+        found = checkpoint_to_resume(wish, args.output_dir) if wish else None
+        if found is None:
+            check_output_dir(args.output_dir)
+        else:
+            self._load(Path(found))
 
-    def train(self) -> dict[str, float]:
+    def train(self, keep: Callable[[dict[str, float]], None] | None = None) -> dict[str, float]:
         """Trains to `max_steps`, or to a SIGTERM, which leaves a checkpoint.
+
+        Args:
+            keep: Saves the result: called with what is returned on the main process when training is complete, before
+                the last figures are drawn, whose failure then costs nothing.
 
         Returns:
             `steps` and the last logged `loss`.
 
         Raises:
-            FloatingPointError: The loss is not finite any more.
+            FloatingPointError: Loss or weights are not finite any more; nothing of them is saved.
         """
         args, accelerator = self.args, self.accelerator
         if accelerator.is_main_process:
@@ -227,10 +241,14 @@ class DiffusionTrainer:
             bar.close()
             if former is not None:
                 signal.signal(signal.SIGTERM, former)
+        metrics = {"steps": self.step, "loss": self.log_history[-1]["loss"] if self.log_history else math.nan}
         if not self.stopped:
+            self._check_finite()
+            if keep is not None and accelerator.is_main_process:
+                keep(metrics)
             self._sample()
         accelerator.end_training()
-        return {"steps": self.step, "loss": self.log_history[-1]["loss"] if self.log_history else math.nan}
+        return metrics
 
     def averaged(self) -> ModelMixin:
         """The network itself, with the averaged weights copied in where there are any; for the end of training."""
@@ -311,14 +329,31 @@ class DiffusionTrainer:
     def _log(self, loss: torch.Tensor, norm: float, bar: tqdm) -> None:
         value = float(self.accelerator.reduce(loss, "mean"))
         if not math.isfinite(value):
-            raise FloatingPointError(
-                f"loss: expected a finite number, got {value} at step {self.step}. Resume from an earlier checkpoint "
-                "with a lower learning_rate, or without mixed precision."
-            )
+            raise self._diverged("loss", str(value))
         row = {"loss": value, "learning_rate": self.lr_scheduler.get_last_lr()[0], "grad_norm": norm}
         self.log_history.append({"step": self.step, **row})
         self.accelerator.log(row, step=self.step)
         bar.set_postfix(loss=f"{value:.4f}")
+
+    def _check_finite(self) -> None:
+        """Refuses losses that are not logged yet, and weights, that are not finite; alike in every process.
+
+        Raises:
+            FloatingPointError: With what is not finite.
+        """
+        if self._pending:
+            value = float(self.accelerator.reduce(torch.stack(self._pending).mean(), "mean"))
+            if not math.isfinite(value):
+                raise self._diverged("loss", str(value))
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged("weights", f"others in {name}")
+
+    def _diverged(self, what: str, got: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what}: expected finite numbers, got {got} at step {self.step}. Resume from an earlier checkpoint with a "
+            "lower learning_rate, or without mixed precision."
+        )
 
     def _sample(self) -> None:
         if self.on_sample is None or not self.accelerator.is_main_process:
@@ -330,6 +365,8 @@ class DiffusionTrainer:
         try:
             with torch.no_grad():
                 self.on_sample(self, self.step)
+        except (RuntimeError, ValueError, OSError, ImportError):  # days of training outweigh a figure
+            logger.exception("No figure of samples at step %d; training is not affected.", self.step)
         finally:
             self.model.train()
             if self.ema is not None:
@@ -353,7 +390,12 @@ class DiffusionTrainer:
         return bool(self.accelerator.reduce(torch.tensor(int(self._told), device=self.device), "sum"))
 
     def save_checkpoint(self) -> None:
-        """Writes `checkpoint-N` of the present step, whole or not at all, and removes the oldest beyond the limit."""
+        """Writes `checkpoint-N` of the present step, whole or not at all, and removes the oldest beyond the limit.
+
+        Raises:
+            FloatingPointError: Loss or weights are not finite; the checkpoints that are there stay.
+        """
+        self._check_finite()
         if self.accelerator.is_main_process:
             run = Path(self.args.output_dir)
             folder = run / INCOMPLETE / f"checkpoint-{self.step}"
@@ -372,10 +414,9 @@ class DiffusionTrainer:
             (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
             write_manifest(folder)
             publish(run, folder.name)
-            for old in _checkpoints(run)[: -self.args.save_total_limit]:
-                for file in sorted(old.rglob("*"), reverse=True):
-                    file.unlink()
-                old.rmdir()
+            others = [path for path in _checkpoints(run) if path.name != folder.name]
+            for old in others[: max(0, len(others) + 1 - self.args.save_total_limit)]:
+                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def _facts(self) -> dict[str, Any]:
@@ -405,10 +446,20 @@ class DiffusionTrainer:
         moments = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=self.device)
         self.optimizer.load_state_dict(moments["optimizer"])
         self.lr_scheduler.load_state_dict(moments["lr_scheduler"])
+        self._apply_rates()
         if self.accelerator.scaler is not None and "scaler" in moments:
             self.accelerator.scaler.load_state_dict(moments["scaler"])
         self.step, self.log_history = state["step"], state["log_history"]
         self._pending = [torch.tensor(loss, device=self.device) for loss in state["pending"]]
+
+    def _apply_rates(self) -> None:
+        """Puts this run's learning rate and weight decay in the place of those that a checkpoint brought along."""
+        schedule = self.lr_scheduler
+        schedule.base_lrs = [self.args.learning_rate] * len(self.optimizer.param_groups)
+        for index, group in enumerate(self.optimizer.param_groups):
+            rate = self.args.learning_rate * schedule.lr_lambdas[index](schedule.last_epoch)
+            group.update(lr=rate, initial_lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -416,7 +467,9 @@ def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    return sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    """In the order in which they were written: a run that went on from an earlier one writes smaller numbers later."""
+    found = [path for path in run.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 __all__ = ["DiffusionArguments", "DiffusionTrainer", "ShuffledBatches"]

@@ -277,7 +277,7 @@ def write_fits(image: Any, path: str | os.PathLike, *, overwrite: bool = False) 
 
     Args:
         image: A sunpy Map, as `output_type="map"` gives it.
-        path: Where to; its folder is made.
+        path: Where to; its folder is made. A name that ends in `.gz` or `.bz2` gives a compressed file.
         overwrite: Whether a file that is there may be replaced.
 
     Returns:
@@ -295,7 +295,8 @@ def write_fits(image: Any, path: str | os.PathLike, *, overwrite: bool = False) 
     header["DATE"] = (_stamp(datetime.now(UTC)), "[UTC] when this file was written")
     unit = fits.PrimaryHDU(np.asarray(image.data, dtype=np.float32), header)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    packed = path.suffix if path.suffix in (".gz", ".bz2") else ""  # astropy compresses by the ending
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{packed}")
     try:
         unit.writeto(temporary, checksum=True, overwrite=True)
         os.replace(temporary, path)

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from accelerate import PartialState
 
 from ..data.observations import Observations, load_observations
 from ..data.shards import write_json
+from ..models.configuration_solarchip import SolarChipConfig
+from ..models.image_processing_solarchip import SolarChipImageProcessor
 from ..models.modalities import MODALITIES
 from ..models.modeling_solarchip import SolarChipForPreTraining
 from ..training.figures import colormap, draw_limb, new_figure, save_figure
@@ -51,6 +54,51 @@ class OpenedLatents:
         )
 
 
+def open_config(autoencoder: str | os.PathLike) -> SolarChipConfig:
+    """The configuration of an autoencoder, which tells the latents' shape before anything is encoded.
+
+    Args:
+        autoencoder: As for `open_latents`.
+
+    Raises:
+        OSError: There is none.
+    """
+    if not Path(autoencoder).is_dir() and str(autoencoder).count("/") != 1:
+        raise FileNotFoundError(
+            f"autoencoder: expected a folder that examples/pretrain.py wrote, or a repository on the Hub as "
+            f"'owner/name', got {str(autoencoder)!r}."
+        )
+    return SolarChipConfig.from_pretrained(autoencoder)
+
+
+def _check_preparation(autoencoder: str | os.PathLike, observations: Observations) -> None:
+    """Refuses a dataset that was prepared otherwise than what the autoencoder has learned from.
+
+    Raises:
+        ValueError: With what differs.
+    """
+    found = cached_file(
+        autoencoder,
+        IMAGE_PROCESSOR_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        logger.warning("%s has no image processor: that the dataset was prepared alike is not checked.", autoencoder)
+        return
+    learned, given = SolarChipImageProcessor.from_pretrained(autoencoder).statistics_key, observations.processor
+    different = [
+        f"{name} {value!r} instead of {learned.get(name)!r}"
+        for name, value in given.statistics_key.items()
+        if value != learned.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"data_dir: expected images prepared as those that the autoencoder {autoencoder} was trained on, got "
+            f"{', '.join(different)}. Prepare the dataset alike, or give the autoencoder that was trained on it."
+        )
+
+
 def open_latents(
     autoencoder: str | os.PathLike,
     dataset: str | os.PathLike,
@@ -79,14 +127,11 @@ def open_latents(
         OSError: A folder does not exist.
         ValueError: The parts do not fit each other, or the latents are stale.
     """
-    if not Path(autoencoder).is_dir() and str(autoencoder).count("/") != 1:
-        raise FileNotFoundError(
-            f"autoencoder: expected a folder that examples/pretrain.py wrote, or a repository on the Hub as "
-            f"'owner/name', got {str(autoencoder)!r}."
-        )
+    open_config(autoencoder)
     state = PartialState(cpu=use_cpu)
     model = SolarChipForPreTraining.from_pretrained(autoencoder).requires_grad_(False).eval().to(state.device)
     observations = load_observations(dataset, modalities=model.config.modalities)
+    _check_preparation(autoencoder, observations)
     with state.main_process_first():
         bar = progress and state.is_main_process
         latents = encode_dataset(model, observations, latents_dir, dtype=dtype, batch_size=batch_size, progress=bar)
@@ -297,6 +342,7 @@ __all__ = [
     "decode_latents",
     "image_grid_figure",
     "load_prior",
+    "open_config",
     "open_latents",
     "sample_prior",
     "save_prior",
