@@ -59,7 +59,7 @@ def test_rows_hold_the_canonical_images_and_their_facts(prepared, pairs, process
     assert manifest["images"] == {"hmi": 12, "aia171": 12, "aia1700": 12}
     assert [shard["rows"] for shard in manifest["shards"]] == [5, 5, 2]
     assert manifest["failures"] == manifest["clipped_images"] == 0
-    assert manifest["synthetic_images"] == sum(manifest["images"].values())
+    assert manifest["synthetic_images"] == 0  # nothing in their headers says that they are
     rows = list(rows_of(folder))
     assert [row["time_nominal"] for row in rows] == pairs["time_nominal"].dt.to_pydatetime().tolist()
     for row, pair in zip(rows, pairs.to_dict("records"), strict=True):
@@ -250,6 +250,15 @@ def test_values_beyond_float16_are_clipped_and_counted(tmp_path, processor):
     single = prepare_dataset(pairs, tmp_path / "single", processor, dtype="float32", **QUIET)
     assert single["clipped_images"] == 0
     np.testing.assert_array_equal(load_observations(tmp_path / "single").physical(0)["aia171"], expected)
+
+
+def test_images_whose_header_says_that_they_are_synthetic_are_counted(tmp_path):
+    for day in (1, 2):
+        slot = datetime(2015, 1, day, tzinfo=UTC)
+        write_aia(tmp_path / "archive", slot, 171, **({"ORIGIN": "SYNTHETIC (a test)"} if day == 1 else {}))
+    pairs = pair_observations(scan_archive(tmp_path / "archive", progress=False), anchor="171")
+    manifest = prepare_dataset(pairs, tmp_path / "out", SolarChipImageProcessor(size=32), **QUIET)
+    assert (manifest["images"], manifest["synthetic_images"]) == ({"aia171": 2}, 1)
 
 
 def test_ill_posed_calls_are_refused(tmp_path, pairs, processor):

@@ -121,6 +121,7 @@ def test_from_name_refuses_what_it_does_not_know():
         {"ordinal": "ordered"},
         {"classifier_head": "deep"},
         {"calibration": {"method": "beta"}},
+        {"forecast_window": {"horizon": "soon"}},
     ],
 )
 def test_every_field_is_checked(fields):
