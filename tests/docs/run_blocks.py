@@ -1,8 +1,8 @@
 """Runs every python and bash block of the README and of docs/, in the order in which a reader meets them.
 
     python tests/docs/run_blocks.py                  # README.md, then the pages in the order of mkdocs.yml
-    python tests/docs/run_blocks.py --until docs/tutorials/pretrain.md --keep /tmp/scratch
-    python tests/docs/run_blocks.py --only docs/tutorials/search.md --keep /tmp/scratch   # what is there is used
+    python tests/docs/run_blocks.py --until docs/tutorials/pretrain.md --keep scratch
+    python tests/docs/run_blocks.py --only docs/tutorials/search.md --keep scratch   # what is there is used
     python tests/docs/run_blocks.py --list
 
 The README runs in one scratch folder and, side by side with it, the pages together in another, so that a page finds
