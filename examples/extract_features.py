@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from solarchip_hf import SolarImageError
-from solarchip_hf.data.catalog import SUFFIXES
+from solarchip_hf.data.catalog import find_image_files
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -35,30 +35,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def find_files(inputs: list[Path]) -> list[Path]:
-    """The files among the inputs and below their folders, in a stable order.
-
-    Raises:
-        FileNotFoundError: An input does not exist, or no input holds a file of a known kind.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder.")
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [
-            file for file in found if file.is_file() and (not path.is_dir() or file.name.lower().endswith(SUFFIXES))
-        ]
-    if not files:
-        raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no file ending in {', '.join(SUFFIXES)}.")
-    return files
-
-
 def extract(options: argparse.Namespace) -> int:
     """Runs the model over the files; returns the exit status (0 all used, 1 some refused, 2 none usable)."""
     if options.batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {options.batch_size}.")
-    files = find_files(options.inputs)
+    files = find_image_files(options.inputs)
     if options.output and not options.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: expected a folder that exists, got {options.output.absolute().parent}.")
     processor = AutoImageProcessor.from_pretrained(options.model)

@@ -22,7 +22,7 @@ from transformers import pipeline
 
 import solarchip_hf  # noqa: F401  (registers the task)
 from solarchip_hf.data import pair_observations
-from solarchip_hf.data.catalog import SUFFIXES, catalog_frame, read_facts
+from solarchip_hf.data.catalog import catalog_frame, find_image_files, read_facts
 from solarchip_hf.models.headers import SolarImageError
 
 
@@ -40,26 +40,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tolerance", default="6min", help="largest time difference in an observation (default: 6min)")
     parser.add_argument("--device", default=None, help="torch device; default: the first GPU, else the CPU")
     return parser.parse_args(arguments)
-
-
-def find_files(inputs: list[Path]) -> list[Path]:
-    """The files among the inputs and below their folders.
-
-    Raises:
-        FileNotFoundError: An input does not exist, or there is no file.
-    """
-    absent = [path for path in inputs if not path.exists()]
-    if absent:
-        raise FileNotFoundError(f"{absent[0]}: no such file or folder.")
-    found = [
-        file
-        for path in inputs
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file() and (file == path or file.name.lower().endswith(SUFFIXES))
-    ]
-    if not found:
-        raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no file ending in {', '.join(SUFFIXES)}.")
-    return list(dict.fromkeys(found))
 
 
 def find_observations(
@@ -148,7 +128,7 @@ def forecast_files(options: argparse.Namespace) -> int:
     for path in (options.output, options.figures, options.maps):
         if path and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"{path}: expected it in a folder that exists.")
-    files = find_files(options.inputs)
+    files = find_image_files(options.inputs)
     explain = bool(options.figures or options.maps or options.output)
     forecaster = pipeline("solar-flare-forecasting", model=options.model, device=options.device)
     if explain and options.attribution not in forecaster.events:

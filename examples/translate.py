@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from solarchip_hf import SolarChipControlNetPipeline, SolarImageError, read_image
-from solarchip_hf.data.catalog import SUFFIXES
+from solarchip_hf.data.catalog import find_image_files
 from solarchip_hf.translation import build_scheduler, write_fits
 from solarchip_hf.translation.figures import translation_figure
 from solarchip_hf.translation.source_images import LONGEST_DIFFERENCE
@@ -42,25 +42,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     return parser.parse_args(arguments)
-
-
-def find_files(inputs: list[Path]) -> list[Path]:
-    """The files among the inputs and below their folders, in a stable order.
-
-    Raises:
-        FileNotFoundError: An input does not exist, or no input holds a file of a known kind.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder.")
-        if path.is_dir():
-            files += [file for file in sorted(path.rglob("*")) if file.name.lower().endswith(SUFFIXES)]
-        else:
-            files.append(path)
-    if not files:
-        raise FileNotFoundError(f"{', '.join(map(str, inputs))}: no file ending in {', '.join(SUFFIXES)}.")
-    return files
 
 
 def group_files(files: list[Path], sources: list[str], refused: list[str]) -> list[dict[str, Path]]:
@@ -189,7 +170,7 @@ class Translator:
 
 def translate(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status (0 all translated, 1 some refused, 2 none)."""
-    files = find_files(options.inputs)
+    files = find_image_files(options.inputs)
     translator = Translator(options)
     refused: list[str] = []
     observations = group_files(files, translator.sources, refused)

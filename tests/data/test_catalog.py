@@ -12,7 +12,7 @@ import pytest
 from small_archive import write_aia, write_hmi
 
 from solarchip_hf.data import catalog
-from solarchip_hf.data.catalog import CATALOG_SCHEMA, read_catalog, scan_archive
+from solarchip_hf.data.catalog import CATALOG_SCHEMA, find_image_files, read_catalog, scan_archive
 from solarchip_hf.data.isolation import WorkerDied, map_isolated
 
 SLOT = datetime(2015, 1, 1, tzinfo=UTC)
@@ -245,3 +245,22 @@ def test_a_folder_that_cannot_be_read_does_not_stop_a_scan(tmp_path, monkeypatch
     table = scan_archive(tmp_path, progress=False)
     assert [Path(path).name for path in table["path"]] == [good.name]
     assert "was left out: the folder cannot be read" in caplog.text
+
+
+def test_files_are_found_once_in_order_and_a_named_one_whatever_its_ending(tmp_path):
+    names = ["b.fits", "a.jp2", "deep/c.fits.gz", "note.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_image_files([tmp_path / "note.txt", tmp_path, str(tmp_path / "b.fits")])
+    assert [file.relative_to(tmp_path).as_posix() for file in found] == [
+        "note.txt",
+        "a.jp2",
+        "b.fits",
+        "deep/c.fits.gz",
+    ]
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        find_image_files([tmp_path / "gone"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no file ending in"):
+        find_image_files([tmp_path / "empty"])

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,33 @@ def scan_archive(
         "unusable": int((~table["usable"]).sum()),
     }
     return table
+
+
+def find_image_files(inputs: Iterable[str | os.PathLike]) -> list[Path]:
+    """The files among the inputs, whatever they are called, and those of a known ending below their folders.
+
+    Args:
+        inputs: Files and folders.
+
+    Returns:
+        The files, each once, those of a folder sorted by path.
+
+    Raises:
+        FileNotFoundError: An input does not exist, or there is no such file in any of them.
+    """
+    paths = [Path(path) for path in inputs]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder.")
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file() and (file == path or file.name.lower().endswith(SUFFIXES))
+    ]
+    if not files:
+        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no file ending in {', '.join(SUFFIXES)}.")
+    return list(dict.fromkeys(files))
 
 
 def _merged(kept: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -348,6 +375,7 @@ __all__ = [
     "CATALOG_SCHEMA",
     "SUFFIXES",
     "catalog_frame",
+    "find_image_files",
     "image_facts",
     "read_catalog",
     "read_facts",
