@@ -15,7 +15,12 @@ from tiny_latents import RandomLatents, arguments, schedule, tiny_controlnet, ti
 
 from solarchip_hf.training.checkpoints import INCOMPLETE, last_complete_checkpoint
 from solarchip_hf.translation.components import null_context
-from solarchip_hf.translation.diffusion_objective import ControlNetPrediction, diffusion_loss, prior_prediction
+from solarchip_hf.translation.diffusion_objective import (
+    ControlNetPrediction,
+    diffusion_loss,
+    draw_timesteps,
+    prior_prediction,
+)
 from solarchip_hf.translation.diffusion_training import DiffusionArguments, DiffusionTrainer, ShuffledBatches
 
 
@@ -246,6 +251,19 @@ def test_both_kinds_of_weighting_measure_the_same_error_of_the_clean_latent():
     assert float(first) == pytest.approx(float(second), rel=1e-4)
 
 
+def test_cubic_timesteps_dwell_on_the_noisiest_and_uniform_ones_on_none():
+    cubic, uniform = (
+        draw_timesteps(20_000, 1000, how, torch.Generator().manual_seed(0)) for how in ("cubic", "uniform")
+    )
+    for drawn in (cubic, uniform):
+        assert drawn.dtype == torch.int64
+        assert drawn.min() >= 0
+        assert drawn.max() == 999
+    # t > T - T / 8 wherever u^3 < 1 / 8: half of all draws, against an eighth of uniform ones.
+    assert (cubic >= 875).float().mean() == pytest.approx(0.5, abs=0.02)
+    assert (uniform >= 875).float().mean() == pytest.approx(0.125, abs=0.02)
+
+
 @pytest.mark.parametrize("label", [None, 1])
 def test_a_new_controlnet_leaves_the_prior_alone(label):
     prior = tiny_prior(prior_modalities=None if label is None else ("hmi", "aia171"))
@@ -354,6 +372,7 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path):
         ({"learning_rate": 0.0}, "learning_rate: expected a positive"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"snr_gamma": -1.0}, "snr_gamma"),
+        ({"timestep_sampling": "linear"}, "timestep_sampling"),
         ({"lr_scheduler": "piecewise_constant"}, "lr_scheduler: expected one of 'cosine'"),
     ],
 )

@@ -9,6 +9,7 @@ from diffusers.training_utils import compute_snr
 
 from .components import null_context
 
+TIMESTEP_SAMPLINGS = ("uniform", "cubic")
 # (network as Accelerate wraps it, noisy latents, timesteps, batch, generator) -> prediction
 Predict = Callable[
     [torch.nn.Module, torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor], torch.Generator], torch.Tensor
@@ -103,6 +104,29 @@ class ControlNetPrediction:
             )
 
 
+def draw_timesteps(count: int, steps: int, how: str, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps of a micro-step.
+
+    What a source tells is decided in the first steps of sampling, where noise hides the target: nearly without noise,
+    the noisy latent tells more than any source. `"cubic"` spends a ControlNet's training there: t = (1 - u^3) T for a
+    uniform u, so that every second timestep is above 7/8 T. Source: T2I-Adapter (Mou et al. 2023, arXiv 2302.08453),
+    section 3.4.
+
+    Args:
+        count: B.
+        steps: T, of the noise schedule.
+        how: `"uniform"` or `"cubic"`.
+        generator: Of the draw, on the CPU.
+
+    Returns:
+        (B,) int64 in 0..T-1.
+    """
+    if how == "uniform":
+        return torch.randint(0, steps, (count,), generator=generator)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+    return ((1 - uniform**3) * steps).long().clamp(max=steps - 1)
+
+
 def diffusion_loss(
     prediction: torch.Tensor,
     latents: torch.Tensor,
@@ -136,4 +160,11 @@ def diffusion_loss(
     return errors.mean()
 
 
-__all__ = ["ControlNetPrediction", "Predict", "diffusion_loss", "prior_prediction"]
+__all__ = [
+    "TIMESTEP_SAMPLINGS",
+    "ControlNetPrediction",
+    "Predict",
+    "diffusion_loss",
+    "draw_timesteps",
+    "prior_prediction",
+]

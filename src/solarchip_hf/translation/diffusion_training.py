@@ -35,7 +35,7 @@ from ..models.settings import choice
 from ..training.callbacks import start_worker
 from ..training.checkpoints import INCOMPLETE, checkpoint_to_resume, clear_incomplete, publish, write_manifest
 from ..training.continuation import check_output_dir
-from .diffusion_objective import Predict, diffusion_loss
+from .diffusion_objective import TIMESTEP_SAMPLINGS, Predict, diffusion_loss, draw_timesteps
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class DiffusionArguments:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Largest norm of the gradient."})
     snr_gamma: float | None = field(
         default=5.0, metadata={"help": "Min-SNR weighting (Hang et al. 2023); 0: every timestep counts alike."}
+    )
+    timestep_sampling: str = field(
+        default="uniform",
+        metadata={"help": "How often each timestep is drawn: uniform, or cubic, which dwells on the noisiest ones."},
     )
     ema_decay: float = field(default=0.9999, metadata={"help": "Largest decay of the averaged weights; 0: no average."})
     mixed_precision: str = field(
@@ -93,6 +97,7 @@ class DiffusionArguments:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
         choice("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
+        choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 or more and below 1, got {self.ema_decay}.")
 
@@ -319,8 +324,8 @@ class DiffusionTrainer:
     def _loss(self, batch: Mapping[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         latents, scheduler = batch["target"], self.scheduler
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
+        steps, how = scheduler.config.num_train_timesteps, self.args.timestep_sampling
+        timesteps = draw_timesteps(len(latents), steps, how, generator).to(latents.device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         with self.accelerator.autocast():
             prediction = self.predict(self.wrapped, noisy, timesteps, batch, generator)
@@ -423,6 +428,7 @@ class DiffusionTrainer:
         """What must be equal for a resumed run to be the interrupted one."""
         names = ("seed", "batch_size", "gradient_accumulation_steps", "max_steps", "learning_rate", "lr_scheduler")
         more = ("warmup_steps", "weight_decay", "snr_gamma", "ema_decay", "max_grad_norm", "mixed_precision")
+        more += ("timestep_sampling",)
         facts = {name: getattr(self.args, name) for name in names + more}
         return {**facts, "processes": self.accelerator.num_processes, "items": len(self.dataset)}  # type: ignore[arg-type]
 
