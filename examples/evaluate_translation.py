@@ -144,6 +144,10 @@ def evaluate(options: argparse.Namespace) -> str:
         **simple,
         "autoencoder ceiling": autoencoder_ceiling(pipeline.autoencoder, cases),
     }
+    if options.unet_steps:
+        remarks["U-Net, L1"] = (
+            f"at most {options.unet_steps} steps of 8 images; the last 15% of the training part say when to stop."
+        )
     remarks |= {
         METHOD: f"mean of {options.num_samples} samples, {options.num_inference_steps} steps, guidance "
         f"{options.guidance_scale:g}.",

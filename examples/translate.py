@@ -33,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; made if absent")
     parser.add_argument("--num_samples", type=int, default=8, help="samples an observation (default: 8)")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--guidance_scale", type=float, default=3.0, help="weight of the sources (default: 3)")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="weight of the sources (default: 1)")
     parser.add_argument("--scheduler", choices=("unipc", "dpm++", "ddim"), help="default: the one that was saved")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next ones count on (default: 0)")
     parser.add_argument("--batch_size", type=int, default=8, help="samples denoised together (default: 8)")

@@ -354,7 +354,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
         self,
         image: Any,
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 1.0,
         num_samples: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: str = "pt",
@@ -373,8 +373,9 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
                 array on the canonical grid in physical units. With several sources a mapping `{modality: image}`, or a
                 list of such. Arrays come in batches too: (N, H, W) of a single source, (N, S, H, W) of S sources.
             num_inference_steps: Denoising steps; 20 do for UniPC and DPM++, DDIM wants 100.
-            guidance_scale: Weight of the sources: 1 is the conditional model as trained, more follows the sources
-                closer at the cost of variety, and costs two passes a step.
+            guidance_scale: Weight of the sources: 1 is the conditional model as trained, whose mean and spread are
+                those that were learned; more (published: 3) follows the sources closer at the cost of variety and of
+                the spread's meaning, and costs two passes a step.
             num_samples: Samples an observation.
             generator: One `torch.Generator` a sample (observation after observation) gives the same images in any
                 batch size; one for all draws the noise of all samples in their order.
