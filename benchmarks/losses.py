@@ -15,12 +15,11 @@ import functools
 import math
 import statistics
 import sys
-import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from measuring import peak_growth, seconds_of, synchronize
 from solarchip_hf.models.losses import contrastive_losses
 
 TERMS = ("cls_loss", "patch_loss", "intra_loss")
@@ -72,24 +71,18 @@ def inputs(batch, tokens, width, device):
     return embeds.to(device).requires_grad_(), scales.to(device).requires_grad_()
 
 
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def measure(losses, leaves, device, repeats):
     """Seconds of forward + backward (best, median), values of the terms, gradients of the leaves."""
-    seconds = []
-    for repeat in range(repeats + 1):
+
+    def step():
         for leaf in leaves:
             leaf.grad = None
-        synchronize(device)
-        start = time.perf_counter()
         terms = losses()
         sum(terms.values()).backward()
-        synchronize(device)
-        if repeat:  # the first one warms up
-            seconds.append(time.perf_counter() - start)
+        return terms
+
+    terms = step()  # warms up
+    seconds = seconds_of(step, device, repeats)
     values = torch.stack([terms[name].detach() for name in TERMS])
     return min(seconds), statistics.median(seconds), values, [leaf.grad.clone() for leaf in leaves]
 
@@ -119,26 +112,6 @@ def compare_speed(arguments):
             sys.exit(f"{name} differs by {values:.1e} in values, {slopes:.1e} in gradients: no comparison of speed.")
         if name != "contrastive_losses":
             print(f"largest relative difference to the {name}: values {values:.1e}, gradients {slopes:.1e}")
-
-
-def memory_of(process_field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(process_field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {process_field}: the memory measurement needs Linux, or a GPU.")
-
-
-def peak_growth(step, device):
-    """Bytes by which memory rose above what was allocated before `step`, at its peak."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak (VmHWM) back to the present
-    before = memory_of("VmRSS")
-    step()
-    return memory_of("VmHWM") - before
 
 
 def compare_memory(arguments):

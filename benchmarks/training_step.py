@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from measuring import peak_growth, seconds_of
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining
 from solarchip_hf.models.modalities import MODALITY_NAMES
 from solarchip_hf.training.gradient_cache import gradient_cache_step
@@ -129,44 +129,11 @@ def cached_step(model, pixel_values, autocast, chunk):
 FUNCTIONS = {"published": published_step, "ours": our_step, "cache": cached_step}
 
 
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def memory_of(process_field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(process_field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {process_field}: the memory measurement needs Linux, or a GPU.")
-
-
-def peak_growth(step, device):
-    """Bytes by which memory rose above what was allocated before `step`, at its peak."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak (VmHWM) back to the present
-    before = memory_of("VmRSS")
-    step()
-    return memory_of("VmHWM") - before
-
-
 def matrix_rate(arguments):
     """Multiply-adds a second, times two, of one large matrix product: the peak that can be had."""
     many, kind = (8192, torch.bfloat16) if arguments.device == "cuda" else (2048, torch.float32)
     one = torch.randn(many, many, device=arguments.device, dtype=kind if arguments.bf16 else torch.float32)
-    seconds = []
-    for _ in range(6):
-        synchronize(arguments.device)
-        start = time.perf_counter()
-        one @ one
-        synchronize(arguments.device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * many**3 / min(seconds)
+    return 2 * many**3 / min(seconds_of(lambda: one @ one, arguments.device, 6))
 
 
 def measure(arguments):
@@ -186,13 +153,7 @@ def measure(arguments):
     peak = peak_growth(lambda: losses.append(step(pixel_values)), device)
     gradients = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters()}
     torch.save(gradients, arguments.gradients)
-    seconds = []
-    for _ in range(arguments.repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        step(pixel_values)
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    seconds = seconds_of(lambda: step(pixel_values), device, arguments.repeats)
     facts = {"loss": losses[0].item(), "peak": peak, "best": min(seconds), "median": statistics.median(seconds)}
     if arguments.only == "ours":
         with FlopCounterMode(display=False) as counter:

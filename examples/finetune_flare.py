@@ -17,16 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from solarchip_hf import SolarChipConfig
 from solarchip_hf.data import choose_blocks, load_flare_parts, prepare_flare_archive, read_flare_events
-from solarchip_hf.data.durations import read_duration
-from solarchip_hf.data.flare_events import to_utc
 from solarchip_hf.data.flare_observations import told_window
-from solarchip_hf.data.flare_preparation import SETTINGS
+from solarchip_hf.data.flare_preparation import SETTINGS, check_flare_data
 from solarchip_hf.evaluation import ValidationScore, calibrated_report
 from solarchip_hf.hub import write_card
 from solarchip_hf.hub.card_facts import told_arguments
@@ -122,24 +119,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Rep
 
 def check(model: ModelArguments, data: DataArguments, judge: ReportArguments) -> dict[str, Any]:
     """Refuses, before any image is read, what works with no data; returns the fields that override a configuration."""
-    if data.data_dir is None or not Path(data.data_dir).is_dir():
-        raise ValueError(f"data_dir: expected a folder of FITS files or a prepared dataset, got {data.data_dir!r}.")
-    absent = [path for path in data.events or [""] if not Path(path).is_file()]
-    if absent:
-        raise ValueError(f"events: expected the CSV file of a flare list, got {absent[0]!r}. Pass --events FILE.")
-    if data.shares and (len(data.shares) != 3 or min(data.shares) <= 0 or not np.isclose(sum(data.shares), 1)):
-        raise ValueError(f"shares: expected three positive numbers that add up to 1, got {data.shares}.")
-    if (data.validation_start is None) != (data.test_start is None) or len(data.coverage or "ab") != 2:
-        raise ValueError("validation_start and test_start, and the ends of coverage: expected both or none.")
-    if data.shares and data.test_start:
-        raise ValueError("shares, test_start: expected one of them, got both; dates would leave shares without effect.")
-    for name in ("tolerance", "gap", "horizon", "latency"):
-        read_duration(getattr(data, name) or "27D", name, zero=name != "horizon")
-    for name in ("validation_start", "test_start", "coverage"):
-        try:
-            to_utc(getattr(data, name) or [])
-        except ValueError as error:
-            raise ValueError(f"{name}: expected a date as '2014-06-01': {error}.") from error
+    check_flare_data(data.data_dir, data.events, vars(data))
     if judge.calibration not in METHODS or judge.num_resamples < 1:
         raise ValueError(f"calibration, num_resamples: expected one of {', '.join(METHODS)}, and at least 1.")
     ValidationScore([0], judge.boundary)

@@ -112,7 +112,7 @@ def build(demonstration: Demonstration) -> gr.Blocks:
                 )
                 facts = gr.Markdown(FIRST, elem_id="facts")
             with gr.Column(scale=2):
-                sun = gr.Image(label="The Sun", format="png", interactive=False, elem_id="sun")
+                sun = gr.Image(show_label=False, format="png", interactive=False, elem_id="sun")
         results: list[Any] = []
         running: list[Any] = []
 
@@ -149,7 +149,8 @@ def build(demonstration: Demonstration) -> gr.Blocks:
                     )
             if abilities["nearest"]:
                 with gr.Tab("Nearest Suns"):
-                    away = gr.Radio(["27D", "5D", "0h"], value="27D", label="At least so far away in time")
+                    spans = [("27 days (one rotation)", "27D"), ("5 days", "5D"), ("any", "0h")]
+                    away = gr.Radio(spans, value="27D", label="At least so far away in time")
                     panel(
                         "nearest",
                         "Search",

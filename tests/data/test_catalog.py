@@ -50,6 +50,18 @@ def test_real_synoptics_are_aia_of_2024(real, wavelength):
     assert 0.9 < row.exposure < 3
 
 
+def test_a_row_that_is_read_by_itself_makes_a_table(sdo_folder):
+    path = str(sdo_folder / "AIAsynoptic0171.fits")
+    table = catalog.catalog_frame(
+        [catalog.read_facts(path), catalog.unusable_facts("away.fits", "gone") | {"file_size": 5}]
+    )
+    assert list(table["file_size"]) == [0, 5]
+    assert list(table["mtime_ns"]) == [0, 0]
+    assert dict(table.dtypes) == dict(catalog.catalog_frame([]).dtypes)
+    assert table.loc[0, "modality"] == "aia171"
+    assert table.loc[0, "usable"]
+
+
 REAL_OTHERS = {
     "2011_06_25__00_59_43_71__SDO_AIA_AIA_1700.jp2": "aia1700",
     "2014_01_01__00_00_11_34__SDO_AIA_AIA_171.jp2": "aia171",

@@ -12,8 +12,11 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from sunpy.coordinates import frames
 
+from solarchip_hf.data import read_image
 from solarchip_hf.data.synthetic_sun import SyntheticSun
 from solarchip_hf.data.synthetic_sun.ephemeris import days_since_epoch, viewpoint
+from solarchip_hf.data.synthetic_sun.observation import degradation
+from solarchip_hf.models.photometry import degradation_factor, load_degradation
 
 SLOT = "2014-02-01"
 
@@ -201,3 +204,16 @@ def test_example_refuses_bad_input_in_a_sentence(tmp_path, capsys, given, said):
     assert example["main"](["--output", str(tmp_path / "archive"), *given]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "archive").exists()
+
+
+def test_the_degradation_table_takes_out_what_was_drawn_in(tmp_path):
+    sun = SyntheticSun(seed=3, start="2014-03-01", days=900, size=32)
+    table = sun.degradation_table(["hmi", "aia131", "aia304"])
+    assert list(table["factors"]) == ["aia131", "aia304"]
+    for day in (0, 400, 899):
+        time = sun.start + pd.Timedelta(day + 0.3, "D")
+        frame = sun.write_archive(tmp_path / str(day), [time], ["aia131", "aia304"], progress=False)
+        for path, name in zip(frame["path"], frame["modality"], strict=True):
+            factor = degradation_factor(read_image(path), name, load_degradation(table))
+            assert factor == pytest.approx(degradation(name, days_since_epoch(time)), rel=2e-3)
+            assert factor < 0.9

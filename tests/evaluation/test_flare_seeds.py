@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from solarchip_hf.evaluation.flare_seeds import seed_report
+from solarchip_hf.evaluation.flare_seeds import load_forecasts, recalibrated, save_forecasts, seed_report
 
 
 class Part:
@@ -82,7 +82,55 @@ def test_a_claim_of_single_seeds_does_not_hold(parts, arms, tmp_path):
     assert report["claim"]["bss"]["difference"] > 0
     assert report["claim"]["bss"]["between_the_error_bars"] is None
     assert report["claim"]["holds"] is False
-    assert "calibrated on the validation part and the baselines are not" in (tmp_path / "seeds.md").read_text()
+    assert "calibration and thresholds use all labels of the validation part" in (tmp_path / "seeds.md").read_text()
+
+
+def test_what_was_chosen_on_validation_is_said(parts, arms, tmp_path):
+    report = seed_report(tmp_path, parts, arms, choices="Best of 7 tries each.", num_resamples=10)
+    assert report["protocol"]["choices"] == "Best of 7 tries each."
+    assert "whatever else is chosen there. Best of 7 tries each.\n" in (tmp_path / "seeds.md").read_text()
+
+
+def test_recalibration_mends_a_forecast_that_exaggerates(parts):
+    honest = forecasts(parts, 0.3, 5)
+    bold = {}
+    for name, probabilities in honest.items():
+        sharp = probabilities**6
+        bold[name] = sharp / sharp.sum(axis=1, keepdims=True)
+    bold["test"][7] = np.nan
+    bold["test"][8] = [1, 0, 0, 0]
+    mended = recalibrated(bold, parts["validation"].classes)
+    assert np.isnan(mended["test"][7]).all()
+    known = np.delete(np.arange(240), 7)
+    assert np.isfinite(mended["test"][known]).all()
+    np.testing.assert_allclose(mended["test"][known].sum(axis=1), 1, atol=1e-6)
+    events = parts["test"].classes[known] >= 2
+    brier = {
+        name: ((forecast["test"][known][:, 2:].sum(1) - events) ** 2).mean()
+        for name, forecast in (("bold", bold), ("mended", mended))
+    }
+    base = (parts["validation"].classes >= 2).mean()
+    assert brier["mended"] < 0.9 * brier["bold"]
+    assert brier["mended"] < ((base - events) ** 2).mean()
+
+
+def test_a_constant_becomes_the_frequencies_of_validation(parts):
+    flat = {name: np.tile([0.7, 0.1, 0.1, 0.1], (len(parts[name]), 1)) for name in ("validation", "test")}
+    mended = recalibrated(flat, parts["validation"].classes)["test"]
+    assert np.ptp(mended, axis=0).max() < 1e-6
+    observed = np.bincount(parts["validation"].classes, minlength=4) / len(parts["validation"])
+    np.testing.assert_allclose(mended[0], observed, atol=0.02)
+
+
+def test_forecasts_are_kept_as_they_were(parts, tmp_path):
+    kept = {"a/b arm": forecasts(parts, 0.2, 1), "other": forecasts(parts, 0.2, 2)}
+    save_forecasts(tmp_path / "new" / "0.safetensors", kept)
+    again = load_forecasts(tmp_path / "new" / "0.safetensors")
+    assert again.keys() == kept.keys()
+    for arm in kept:
+        for part in kept[arm]:
+            np.testing.assert_array_equal(again[arm][part], kept[arm][part])
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["0.safetensors"]
 
 
 def test_a_claim_that_fails_is_said_to_fail(parts, arms, tmp_path):

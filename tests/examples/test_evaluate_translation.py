@@ -1,6 +1,5 @@
 """The command that scores a translation pipeline: one table with all rivals, a U-Net that is kept, bad input."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,11 +16,8 @@ QUICK += ["--device", "cpu", "--note", "synthetic"]
 
 
 @pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("evaluate_translation_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_example):
+    return load_example("evaluate_translation")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """The command that tunes a flare forecast: from files to a report, resumed, and refusing in words."""
 
-import importlib.util
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,12 +22,8 @@ QUICK = ["--num_train_epochs", "2", "--num_resamples", "10", "--workers", "0", "
 
 
 @pytest.fixture(scope="module")
-def finetune():
-    spec = importlib.util.spec_from_file_location("finetune_flare_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def finetune(load_example):
+    return load_example("finetune_flare")
 
 
 @pytest.fixture(scope="module")

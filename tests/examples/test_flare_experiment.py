@@ -11,20 +11,29 @@ import flare_experiment
 
 def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
     options = ["--output", str(tmp_path), "--span", "2013-01-01", "2013-11-01", "--parts", "2013-05-20", "2013-08-20"]
-    options += ["--cadence", "4D", "--labels", "0.5", "--seeds", "2", "--pretraining_steps", "1", "--epochs", "1"]
-    options += ["--workers", "1"]
+    options += ["--cadence", "4D", "--unlabelled", "2D", "--labels", "0.5", "--seeds", "2", "--workers", "1"]
+    options += ["--pretraining_steps", "1", "--epochs", "1"]
     assert flare_experiment.main(options) == 0
     report = json.loads((tmp_path / "seeds.json").read_text())
     scores = report["scores"]["M+"]
     assert {"pretrained, frozen probe", "same network from scratch", "climatology", "persistence"} <= set(scores)
     assert {"past-rate logistic", "magnetogram forest", "true hazard of the simulation"} <= set(scores)
+    assert {"persistence, calibrated", "magnetogram forest, calibrated"} <= set(scores)
     assert len(scores["pretrained, frozen probe"]["bss"]["seeds"]) == 2
+    assert [len(report["run"]["tries"][arm]) for arm in list(scores)[:2]] == [3, 3]
+    rows = json.loads((tmp_path / "prepared" / "manifest.json").read_text())["splits"]
+    counts = {name: part["count"] for name, part in report["samples"].items()}
+    assert rows["train"] > 1.8 * counts["train"]  # images without labels, for pretraining alone
+    assert (rows["validation"], rows["test"]) == (counts["validation"], counts["test"])
     assert report["synthetic"]
     assert report["claim"]["better"] == "pretrained, frozen probe"
     assert (tmp_path / "figures" / "seeds.png").is_file()
     backbone = (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns
-    assert "**Synthetic** data" in capsys.readouterr().out
-    assert flare_experiment.main([*options[:-2], "--workers", "1", "--seeds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "**Synthetic** data" in said
+    assert "three tries of learning rate and weight decay" in said
+    assert said.count('"chosen": true') == 4  # two networks, two seeds
+    assert flare_experiment.main([*options, "--seeds", "1"]) == 0
     assert (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns == backbone
     assert flare_experiment.main([*options, "--sun", "5"]) == 2
     assert "expected a new folder, or the settings of" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """The three steps of examples/prepare_data.py, as a user calls them."""
 
-import importlib.util
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +14,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "prepare_data.py"
 
 
 @pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("prepare_data", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_data"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("prepare_data")
 
 
 @pytest.fixture(scope="module")

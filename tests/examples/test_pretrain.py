@@ -1,6 +1,5 @@
 """The pretraining script on FITS files: real runs of a tiny model, a real launch of two processes, bad input."""
 
-import importlib.util
 import json
 import os
 import re
@@ -33,12 +32,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def pretrain(load_example):
+    return load_example("pretrain")
 
 
 @pytest.fixture(scope="module")

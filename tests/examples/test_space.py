@@ -29,6 +29,7 @@ from solarchip_hf import (  # noqa: E402
     SolarImageError,
     SyntheticSun,
 )
+from solarchip_hf.hub.cards import write_card  # noqa: E402
 from solarchip_hf.hub.demonstration import Demonstration  # noqa: E402
 from solarchip_hf.translation import build_controlnet, build_prior, build_scheduler, latent_shape  # noqa: E402
 
@@ -67,6 +68,7 @@ def save_models(folder: Path) -> None:
     for name, model in (("encoder", autoencoder), ("flare", flare)):
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
+    write_card(folder / "flare", synthetic=True)
     shape = latent_shape(config)
     unet = build_prior(shape, base_width=32, multipliers=(1, 2), num_heads=2)
     controlnet = build_controlnet(unet, shape[0])
@@ -178,7 +180,9 @@ def test_from_upload_to_forecast_translation_and_neighbours(page, places):
     assert "synthetic, not an observation" in facts
     assert picture(page, "#sun").std() > 20
     page.click("#forecast-run")
-    assert "Not an operational warning" in says(page, "#forecast-text", "M or larger")
+    said = says(page, "#forecast-text", "M or larger")
+    assert "Not an operational warning" in said
+    assert "This model was trained on synthetic images" in said
     assert picture(page, "#forecast-image").std() > 20
     page.get_by_role("tab", name="Translation").click()
     page.click("#translate-run")
@@ -186,7 +190,9 @@ def test_from_upload_to_forecast_translation_and_neighbours(page, places):
     assert picture(page, "#translate-image").std() > 20
     page.get_by_role("tab", name="Nearest Suns").click()
     page.click("#nearest-run")
-    assert says(page, "#nearest-text", "Among the gallery").count("hmi.M_720s") == 3
+    said = says(page, "#nearest-text", "at least 27 days away")
+    assert said.count("hmi.M_720s") == 3
+    assert said.count("synthetic") == 3  # and nothing of the encoder, which has no card
     assert picture(page, "#nearest-image").std() > 20
 
 
@@ -201,6 +207,18 @@ def test_real_files(page, sdo_folder):
     page.get_by_role("tab", name="Translation").click()
     page.click("#translate-run")
     says(page, "#translate-text", "Generated")
+
+
+def test_a_file_that_is_removed_goes_with_its_answers(page, places):
+    page.get_by_role("tab", name="Forecast").click()
+    upload(page, min((places / "gallery").rglob("hmi*.fits")), min((places / "gallery").rglob("AIA*_0171.fits")))
+    assert "HMI magnetogram" in says(page, "#facts", "AIA 171")
+    page.click("#forecast-run")
+    says(page, "#forecast-text", "M or larger")
+    page.locator("#upload").get_by_label("Remove this file").first.click()
+    page.wait_for_function("() => !document.querySelector('#facts').innerText.includes('HMI magnetogram')")
+    says(page, "#facts", "AIA 171")
+    assert page.inner_text("#forecast-text").strip() == ""
 
 
 def test_what_cannot_be_used_is_said_kindly(page, places, tmp_path):

@@ -25,7 +25,7 @@ from PIL import Image
 from tiny_hub import SolarChipForImageClassification, saved_model, tiny_model, tiny_processor, write_files
 
 from solarchip_hf.hub import EndpointHandler
-from solarchip_hf.hub.serve import EndpointServer, main
+from solarchip_hf.hub.serve import MAX_BODY, EndpointServer, main
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,30 @@ def test_what_is_no_request_at_all(client):
     too_much = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
     assert b'"too_large"' in client.raw(too_much)  # refused before it is read
     assert client.send("GET", "/health") == (200, {"status": "ok", "task": "features"})
+
+
+@pytest.mark.parametrize("written", ["٣", "²", "5.0", "-1", "+5", "1_0", "0x5", ""])
+def test_a_length_that_is_no_number_is_refused(client, written):
+    answer = client.raw(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {written}\r\n\r\nabcde".encode())
+    assert error_of(json.loads(answer.partition(b"\r\n\r\n")[2])) == ("length_required", 411)
+
+
+def test_no_request_is_larger_than_the_limit(features, handler):
+    small, large = (
+        EndpointServer(("127.0.0.1", 0), one) for one in (handler, EndpointHandler(str(features), device="cpu"))
+    )
+    small.server_close()
+    assert small.max_body == 4 * (4 * 2**22) // 3 + 2**20  # four files, as base64
+    assert large.max_body == MAX_BODY < 16 * 64 * 2**20
+    threading.Thread(target=large.serve_forever, daemon=True).start()
+    for length, expected in ((str(MAX_BODY + 1), 413), ("9" * 6000, 413), ("5", 422)):
+        with socket.create_connection(("127.0.0.1", large.server_port), timeout=60) as connection:
+            connection.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\nabcde".encode())
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["status"] == expected
+    large.shutdown()
+    large.server_close()
 
 
 def test_two_users_at_once_do_not_mix_and_too_many_are_told_to_wait(handler, files):

@@ -336,4 +336,4 @@ print(json.dumps([difference.item(), mine.nan_to_num().std().item(), list(again.
     assert {"model_index.json", "autoencoder/model.safetensors", "controlnet/config.json", "handler.py"} <= set(files)
     card = files["README.md"].decode()
     assert "pipeline_tag: image-to-image" in card
-    assert "It draws samples of AIA 171 Å given HMI magnetogram." in card
+    assert "Source: HMI magnetogram. Target, of which it draws samples: AIA 171 Å." in card

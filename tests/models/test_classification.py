@@ -9,7 +9,7 @@ from tiny_models import MODALITIES, tiny_batch, tiny_config
 from transformers import AutoModel, AutoModelForImageClassification
 
 from solarchip_hf import SolarChipForImageClassification, SolarChipForPreTraining
-from solarchip_hf.models.modeling_solarchip_classification import classification_loss
+from solarchip_hf.models.modeling_solarchip_classification import SolarChipStatisticsPool, classification_loss
 
 LABELS = torch.tensor([0, 3, -1, 2])
 
@@ -103,6 +103,71 @@ def test_every_parameter_gets_a_gradient():
                 "k_proj.bias" in name or "to_k.bias" in name or (config.get("ordinal") and name.endswith("output.bias"))
             )
             assert parameter.grad.abs().max() > 0 or flat, name
+
+
+# --- statistics of the tokens -----------------------------------------------------------------------------------------
+
+
+def test_statistics_pool_against_a_plain_loop():
+    torch.manual_seed(0)
+    pool = SolarChipStatisticsPool(5).double()
+    torch.nn.init.normal_(pool.score.weight)
+    vectors = torch.randn(3, 7, 5, dtype=torch.float64)
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[1, 2:5] = False
+    pooled, weights = pool(vectors, mask)
+    assert pooled.shape == (3, 10)
+    for row in range(3):
+        kept = [index for index in range(7) if mask[row, index]]
+        scores = {index: math.exp((vectors[row, index] @ pool.score.weight[0]).item()) for index in kept}
+        for column in range(5):
+            values = {index: vectors[row, index, column].item() for index in kept}
+            mean = sum(scores[index] * values[index] for index in kept) / sum(scores.values())
+            variance = sum(scores[index] * (values[index] - mean) ** 2 for index in kept) / sum(scores.values())
+            assert pooled[row, column].item() == pytest.approx(mean)
+            assert pooled[row, 5 + column].item() == pytest.approx(math.sqrt(variance), rel=1e-4)
+    assert not weights[~mask].any()
+
+
+def test_flat_attention_gives_plain_mean_and_deviation():
+    vectors = 3 * torch.randn(4, 65, 8, generator=torch.Generator().manual_seed(0)) + 2
+    pool = SolarChipStatisticsPool(8)
+    torch.nn.init.zeros_(pool.score.weight)
+    pooled, weights = pool(vectors)
+    expected = torch.cat([vectors.mean(1), vectors.std(1, unbiased=False)], dim=-1)
+    torch.testing.assert_close(pooled, expected)
+    torch.testing.assert_close(weights, torch.full((4, 65), 1 / 65))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_tokens_have_a_finite_gradient(dtype):
+    vectors = torch.full((2, 9, 4), 1.5, dtype=dtype, requires_grad=True)
+    pool = SolarChipStatisticsPool(4).to(dtype)
+    pooled, _ = pool(vectors)
+    pooled.sum().backward()
+    assert pooled[:, 4:].detach().abs().max() < 0.01
+    assert vectors.grad.isfinite().all()
+    assert pool.score.weight.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_every_modality_has_a_projection_of_its_own():
+    head = classifier().classifier
+    tokens = torch.randn(1, 17, 32, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1)
+    contrastive = torch.zeros(6, 16)
+    ids = [2, 0, 1, 1, 0, 2]
+    features, weights = head.image_features(tokens, contrastive, ids)
+    for row, index in enumerate(ids):
+        one, _ = head.image_features(tokens[:1], contrastive[:1], index)
+        torch.testing.assert_close(features[row : row + 1], one)
+    for one, other in ((0, 1), (0, 2), (1, 2)):  # of the same tokens
+        assert (features[ids.index(one)] - features[ids.index(other)]).abs().max() > 1e-2
+    before = features.clone()
+    head.token_projections["aia171"].weight.mul_(2)
+    after, _ = head.image_features(tokens, contrastive, ids)
+    changed = (after != before).any(dim=1)
+    assert changed.tolist() == [index == 1 for index in ids]
+    torch.testing.assert_close(weights.sum(1), torch.ones(6))
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -219,7 +284,8 @@ def test_pretrained_weights_reach_the_backbone(ordinal, tmp_path):
         assert parameter.isfinite().all(), name
     assert head.contrastive_gate == 0
     assert torch.equal(head.token_pool.score.weight, torch.zeros(1, 32))
-    assert head.modality_embedding["hmi"].std() == pytest.approx(0.02, rel=0.6)
+    assert head.token_projections["hmi"].weight.std() == pytest.approx(0.02, rel=0.2)
+    assert not torch.equal(head.token_projections["hmi"].weight, head.token_projections["aia171"].weight)
     assert head.dense.weight.std() == pytest.approx(0.02, rel=0.3)
     if ordinal:
         assert torch.equal(head.thresholds, torch.zeros(3))

@@ -1,14 +1,10 @@
 """Two real gloo processes with uneven, different data against one with the whole batch: gradients, not only values."""
 
-import gc
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import on_two_processes
 from solarchip_hf.models import distributed
 from solarchip_hf.models.losses import (
     centering_statistics,
@@ -101,27 +97,9 @@ def compute(rank):
     return results
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),  # a deadlock shall fail, not hang
-    )
-    results = compute(rank)
-    # A DDP that outlives the group joins its threads under the GIL, which one of them may be waiting for.
-    gc.collect()
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_processes(compute, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,12 +21,13 @@ from solarchip_hf.training import (
     FlareTrainingArguments,
     FrozenFeatures,
     balanced_class_weights,
+    best_flare_fit,
     build_flare_model,
     encode_observations,
     fit_flare_model,
     predict_flares,
 )
-from solarchip_hf.training.flare_features import features_gib
+from solarchip_hf.training.flare_features import features_gib, pooled_statistics
 from solarchip_hf.training.flare_models import parse_class_weights
 
 
@@ -45,8 +46,8 @@ def score(parts):
     return ValidationScore(parts["train"].classes, "M+")
 
 
-def arguments(folder: Path, tuning: str, **overrides) -> FlareTrainingArguments:
-    options = {
+def fields(folder: Path, tuning: str) -> dict:
+    return {
         "output_dir": str(folder),
         "tuning": tuning,
         "num_train_epochs": 2,
@@ -56,7 +57,10 @@ def arguments(folder: Path, tuning: str, **overrides) -> FlareTrainingArguments:
         "disable_tqdm": True,
         "seed": 3,
     }
-    return FlareTrainingArguments(**{**options, **overrides})
+
+
+def arguments(folder: Path, tuning: str, **overrides) -> FlareTrainingArguments:
+    return FlareTrainingArguments(**{**fields(folder, tuning), **overrides})
 
 
 def build(root: Path, tuning: str = "attentive", **fields):
@@ -88,6 +92,60 @@ def test_features_give_the_logits_and_the_loss_of_the_images(root, parts):
         torch.testing.assert_close(FlareProbe(model)(**own).loss, model(**batch).loss)
     needed = features_gib(model.config, len(features)) * 2**30
     assert needed == (features.tokens.numel() + features.contrastive.numel()) * 4
+
+
+def test_a_standardised_probe_gives_the_same_logits_before_and_after(root, parts):
+    model = build(root, ordinal=True)
+    torch.nn.init.normal_(model.classifier.token_pool.score.weight)
+    features = encode_observations(model, parts["train"], batch_size=16, progress=False)
+    features.observed[3, 1] = False
+    mean, deviation = pooled_statistics(model, features)
+    with torch.no_grad():
+        pooled, _ = model.classifier.pool(features.tokens)
+    seen = features.observed[:, 1]
+    torch.testing.assert_close(mean[1], pooled[seen, 1].mean(0))
+    torch.testing.assert_close(deviation[0], pooled[:, 0].std(0).clamp_min(1e-3))
+    assert deviation.min() < 0.1  # so that something is at stake
+    on_images = pooled_statistics(model, parts["train"], batch_size=16)
+    torch.testing.assert_close(on_images[0][0], mean[0], atol=1e-5, rtol=1e-4)
+
+    before = weights(model)
+    batch = torch.utils.data.default_collate([features[i] for i in range(12)])
+    probe = FlareProbe(model)
+    with torch.no_grad():
+        expected = probe(**batch).logits
+        probe.standardize(mean, deviation)
+        torch.testing.assert_close(probe(**batch).logits, expected, atol=1e-4, rtol=1e-4)
+        projection = model.classifier.token_projections["hmi"]
+        assert not torch.allclose(projection.weight, before["classifier.token_projections.hmi.weight"])
+        projection.weight.add_(0.1)  # as a step on standardised statistics
+        learnt = probe(**batch).logits
+        assert (learnt - expected).abs().max() > 1e-3
+        probe.fold()
+        torch.testing.assert_close(FlareProbe(model)(**batch).logits, learnt, atol=1e-4, rtol=1e-3)
+    step = projection.weight - before["classifier.token_projections.hmi.weight"]
+    torch.testing.assert_close(step, (0.1 / deviation[0]).expand_as(step), atol=1e-4, rtol=1e-3)
+
+
+def test_of_several_tries_the_best_on_validation_is_kept(root, parts, score, tmp_path):
+    shared = {**fields(tmp_path, "linear"), "num_train_epochs": 3}
+    tries = [{"learning_rate": 1e-9}, {"learning_rate": 1e-2}, {"learning_rate": 1e-9, "weight_decay": 1.0}]
+    built = []
+
+    def start():
+        built.append(build(root, "linear"))
+        return built[-1]
+
+    fit, records = best_flare_fit(start, parts["train"], parts["validation"], shared, tries, score=score)
+    assert len(built) == 3
+    scores = [record["score"] for record in records]
+    best = int(np.argmax(scores))
+    assert fit.model is built[best]
+    assert fit.best_score == scores[best] > min(scores)
+    assert [record["chosen"] for record in records] == [index == best for index in range(3)]
+    assert records[2]["weight_decay"] == 1.0
+    with pytest.raises(ValueError, match="at least one try"):
+        best_flare_fit(start, parts["train"], parts["validation"], shared, [], score=score)
 
 
 @pytest.mark.parametrize("tuning", ["linear", "attentive", "staged", "full", "lora"])

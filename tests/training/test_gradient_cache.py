@@ -2,24 +2,21 @@
 
 import contextlib
 import copy
-import gc
 import itertools
 import json
 import subprocess
 import sys
 import textwrap
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gloo_pair import on_two_processes
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining
 from solarchip_hf.training.gradient_cache import gradient_cache_step
 
@@ -249,27 +246,9 @@ def compute(rank):
     return results
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),  # a deadlock shall fail, not hang
-    )
-    results = compute(rank)
-    # A DDP that outlives the group joins its threads under the GIL, which one of them may be waiting for.
-    gc.collect()
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_processes(compute, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -296,7 +296,7 @@ def unusable_facts(path: str, reason: str, **facts: Any) -> dict[str, Any]:
 
 
 def catalog_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """A table of `CATALOG_SCHEMA` from rows that may lack columns."""
+    """A table of `CATALOG_SCHEMA` from rows that may lack columns; a size or modification time not told is 0."""
     columns = {name: [_plain(row.get(name)) for row in rows] for name in CATALOG_SCHEMA.names}
     return _to_pandas(pa.table(columns, schema=CATALOG_SCHEMA))
 
@@ -311,7 +311,7 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     """Pandas columns of fixed types: missing text is None, missing numbers NaN, quality a nullable integer."""
     frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get)
     for name in ("file_size", "mtime_ns"):
-        frame[name] = frame[name].astype("int64")
+        frame[name] = frame[name].fillna(0).astype("int64")
     for name in ("path", "modality", "reason", "instrument", "unit", "notes"):
         frame[name] = pd.Series(table[name].to_pylist(), dtype=object, index=frame.index)
     return frame

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 from ..models.image_processing_solarchip import SolarChipImageProcessor
 from ..models.modalities import resolve_modality
 from ..models.readers import read_image
 from .catalog import scan_archive
-from .flare_events import read_flare_events
+from .durations import read_duration
+from .flare_events import read_flare_events, to_utc
 from .flare_observations import FlareObservations, label_observations, split_flares
 from .observations import Observations, load_observations
 from .pairing import pair_observations
@@ -25,6 +27,39 @@ logger = logging.getLogger(__name__)
 
 # What of a processor decides how images are prepared.
 SETTINGS = ("size", "geometry", "photometry", "degradation", "scaling")
+
+
+def check_flare_data(data_dir: str | None, events: Sequence[str] | None, cut: Mapping[str, Any]) -> None:
+    """Refuses, before any image is read, what no data can make good.
+
+    Args:
+        data_dir: A folder of files or a prepared dataset.
+        events: CSV files of flares.
+        cut: `shares`, `validation_start`, `test_start`, `gap`, `coverage`, `tolerance`, `horizon` and `latency`, as a
+            user wrote them; None where nothing was said.
+
+    Raises:
+        ValueError: A folder or file is not there, a time cannot be read, or settings contradict each other.
+    """
+    if data_dir is None or not Path(data_dir).is_dir():
+        raise ValueError(f"data_dir: expected a folder of FITS files or a prepared dataset, got {data_dir!r}.")
+    absent = [path for path in events or [""] if not Path(path).is_file()]
+    if absent:
+        raise ValueError(f"events: expected the CSV file of a flare list, got {absent[0]!r}. Pass --events FILE.")
+    shares, ends = cut["shares"], (cut["validation_start"], cut["test_start"])
+    if shares and (len(shares) != 3 or min(shares) <= 0 or not np.isclose(sum(shares), 1)):
+        raise ValueError(f"shares: expected three positive numbers that add up to 1, got {shares}.")
+    if ends.count(None) == 1 or len(cut["coverage"] or "ab") != 2:
+        raise ValueError("validation_start and test_start, and the ends of coverage: expected both or none.")
+    if shares and cut["test_start"]:
+        raise ValueError("shares, test_start: expected one of them, got both; dates would leave shares without effect.")
+    for name in ("tolerance", "gap", "horizon", "latency"):
+        read_duration(cut[name] or "27D", name, zero=name != "horizon")
+    for name in ("validation_start", "test_start", "coverage"):
+        try:
+            to_utc(cut[name] or [])
+        except ValueError as error:
+            raise ValueError(f"{name}: expected a date as '2014-06-01': {error}.") from error
 
 
 def choose_modalities(found: Sequence[str], wanted: Sequence[str] | None, known: Sequence[str] | None) -> list[str]:
@@ -187,4 +222,4 @@ def load_flare_parts(
     return split_flares(labelled, parts, gap=gap or "27D")
 
 
-__all__ = ["SETTINGS", "choose_modalities", "load_flare_parts", "prepare_flare_archive"]
+__all__ = ["SETTINGS", "check_flare_data", "choose_modalities", "load_flare_parts", "prepare_flare_archive"]

@@ -170,8 +170,7 @@ def contained_catalog(rows: list[dict[str, Any]], found: int) -> pd.DataFrame:
         rows: From `contained_facts` or `unusable_facts`.
         found: Number of images that were looked at.
     """
-    sizes = {"file_size": 0, "mtime_ns": 0}
-    table = catalog_frame([sizes | row for row in rows]).sort_values("time", kind="stable", ignore_index=True)
+    table = catalog_frame(rows).sort_values("time", kind="stable", ignore_index=True)
     usable = int(table["usable"].sum())
     report = {"files": len(table), "read": found, "kept": 0, "gone": 0, "usable": usable}
     table.attrs["report"] = report | {"unusable": len(table) - usable}

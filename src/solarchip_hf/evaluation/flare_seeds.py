@@ -6,17 +6,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
 
 from ..data.flare_observations import FlareObservations
+from ..models.calibration import calibrated_probabilities
 from .bootstrap import block_bootstrap
-from .calibration import choose_thresholds
+from .calibration import choose_thresholds, fit_calibration
 from .flare_skill.skill_scores import CLASS_NAMES, binary_scores, exceedance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Probabilities are kept so far from 0 and 1, whose log-odds are infinite, before they are calibrated.
+_LEAST_PROBABILITY = 1e-4
+
 SCORES = ("bss", "tss", "auc")
 _TITLES = {"bss": "Brier skill score", "tss": "true skill statistic", "auc": "area under ROC"}
+
+
+def recalibrated(forecast: Mapping[str, np.ndarray], labels: Any, method: str = "platt") -> dict[str, np.ndarray]:
+    """A forecast calibrated on the validation part, as a network's logits are by `fit_calibration`.
+
+    Args:
+        forecast: Part to (N, 4) class probabilities, `validation` among them; rows of NaN stay.
+        labels: (Nv,) classes of the validation part.
+        method: As for `fit_calibration`.
+
+    Returns:
+        Part to (N, 4) calibrated probabilities.
+    """
+    logits = {part: np.log(np.clip(values, _LEAST_PROBABILITY, 1)) for part, values in forecast.items()}
+    known = np.isfinite(logits["validation"]).all(axis=1)
+    calibration = fit_calibration(logits["validation"][known], np.asarray(labels)[known], method)
+    calibrated = {}
+    for part, values in logits.items():
+        calibrated[part] = np.full(values.shape, np.nan)
+        known = np.isfinite(values).all(axis=1)
+        if known.any():
+            calibrated[part][known] = calibrated_probabilities(torch.from_numpy(values[known]), calibration).numpy()
+    return calibrated
+
+
+def save_forecasts(path: str | Path, forecasts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Keeps the forecasts of one seed, as a whole or not at all.
+
+    Args:
+        path: A safetensors file; its folder is made if absent.
+        forecasts: Arm to part to probabilities.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    rows = ((f"{arm}/{part}", p) for arm, parts in forecasts.items() for part, p in parts.items())
+    save_file({name: np.ascontiguousarray(values, dtype=np.float64) for name, values in rows}, partial)
+    partial.replace(path)
+
+
+def load_forecasts(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    """What `save_forecasts` kept."""
+    forecasts: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in load_file(path).items():
+        arm, _, part = name.rpartition("/")
+        forecasts.setdefault(arm, {})[part] = values
+    return forecasts
 
 
 def seed_report(
@@ -28,6 +81,7 @@ def seed_report(
     ceiling: str | None = None,
     headline: str = "M+",
     note: str = "",
+    choices: str = "",
     run: Mapping[str, Any] | None = None,
     block: str = "27D",
     num_resamples: int = 500,
@@ -49,6 +103,7 @@ def seed_report(
         ceiling: The arm that nothing can beat, as the true hazard of a synthetic Sun; drawn as a line.
         headline: The boundary of the figure and of the claim.
         note: What the data are; stands in titles.
+        choices: In words, what was calibrated and chosen on the validation part, and among how many.
         run: Facts to write down.
         block: Length of the bootstrap's blocks.
         num_resamples: Number of resamples.
@@ -88,6 +143,7 @@ def seed_report(
             **options,
             "threshold": "largest TSS on the validation part",
             "bss": "against training climatology",
+            "choices": choices,
         },
         "samples": {
             name: {"count": len(part), "first": str(part.times.min()), "last": str(part.times.max())}
@@ -187,9 +243,9 @@ def seeds_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{kind}Mean over seeds and its standard error; in brackets the {100 * protocol['level']:g}% interval of the "
         f"mean from blocks of {protocol['block']} of the test part. Thresholds have the largest TSS on the validation "
-        "part; the Brier skill is against the class frequencies of the training part. The networks are calibrated on "
-        "the validation part and the baselines are not; a share of the labels is one of the training labels alone: "
-        "checkpoints, calibration and thresholds use all labels of the validation part.",
+        "part; the Brier skill is against the class frequencies of the training part. A share of the labels is one of "
+        "the training labels alone: calibration and thresholds use all labels of the validation part, and so does "
+        f"whatever else is chosen there. {protocol['choices']}".rstrip(),
         "",
         "| part | samples | first | last | " + " | ".join(CLASS_NAMES) + " |",
         "|---|---:|---|---|" + "---:|" * len(CLASS_NAMES),
@@ -262,4 +318,12 @@ def seeds_figure(result: Mapping[str, Any], *, ceiling: str | None = None) -> "F
     return figure
 
 
-__all__ = ["SCORES", "seed_report", "seeds_figure", "seeds_markdown"]
+__all__ = [
+    "SCORES",
+    "load_forecasts",
+    "recalibrated",
+    "save_forecasts",
+    "seed_report",
+    "seeds_figure",
+    "seeds_markdown",
+]

@@ -69,7 +69,8 @@ FAMILIES: dict[str, Family] = {
         repo_id="solarchip/controlnet-hmi-aia171",
         sizes=("cnn-base",),
         modalities=("hmi", "aia171"),
-        untrained=f"{_NO_WEIGHTS} `examples/train_prior.py` and `examples/train_controlnet.py` train one a target.",
+        untrained=f"{_NO_WEIGHTS} `examples/train_prior.py` and `examples/train_controlnet.py` train the prior "
+        "of a target and the ControlNet of a source.",
     ),
 }
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..models.forecast_window import read_window
 from ..models.modalities import MODALITIES
 from .card_facts import CardFacts
 from .card_results import CardResult
@@ -73,10 +74,11 @@ def summary(facts: CardFacts) -> str:
         )
     if facts.kind == "flare":
         classes = [str(value) for value in (facts.config.get("id2label") or {}).values()]
+        quiet = " (0AB: no flare of C or larger)" if "0AB" in classes else ""
         return (
             f"A forecaster of solar flares on a SolarCHIP backbone ({PAPER}). From a full-disk observation "
-            f"({labels(names)}) it gives probabilities of the ordered classes {', '.join(classes)}: the largest GOES "
-            "class of a flare that starts within the window that it was trained for."
+            f"({labels(names)}) it gives probabilities of the ordered classes {', '.join(classes)}{quiet}: the "
+            f"largest GOES class of a flare that {_window(facts.config)}."
         )
     if facts.kind == "translation":
         return (
@@ -89,11 +91,18 @@ def summary(facts: CardFacts) -> str:
     )
 
 
+def _window(config: Mapping[str, Any]) -> str:
+    horizon, latency, by = read_window(config.get("forecast_window"))
+    hours, delay = (f"{span.total_seconds() / 3600:g} h" for span in (horizon, latency))
+    begin = f", from {delay} after the image's nominal time" if latency else " after the image's nominal time"
+    return f"{by}s within {hours}{begin}"
+
+
 def _directions(facts: CardFacts) -> str:
     sources, target = facts.pipeline.get("source_modalities"), facts.pipeline.get("target_modality")
     if not sources or not target:
         return "It draws samples of one channel given others."
-    return f"It draws samples of {labels([target])} given {labels(sources)}."
+    return f"Source: {labels(sources)}. Target, of which it draws samples: {labels([target])}."
 
 
 def use(facts: CardFacts) -> list[dict[str, str]]:
@@ -114,7 +123,7 @@ def use(facts: CardFacts) -> list[dict[str, str]]:
         "import solarchip_hf    # registers the task and the Auto classes\n"
         "from transformers import pipeline\n\n"
         f'forecast = pipeline("solar-flare-forecasting", model="{facts.repo_id}")\n'
-        f'forecast("{file}")["exceedance"]    # probabilities of C, M and X flares or larger'
+        f'forecast("{file}")["exceedance"]    # of C or larger, M or larger, X'
     )
     head = {"backbone": "AutoModel", "flare": "AutoModelForImageClassification"}[facts.kind]
     answer = {
@@ -179,7 +188,7 @@ def intended(facts: CardFacts) -> list[str]:
         return [
             "Research on full-disk forecasting: probabilities to be scored beside climatology, persistence and the "
             "trailing rate, with intervals from blocks of 27 days.",
-            "A reason beside the number: the share of every token in the feature is a map on the disk.",
+            "A reason beside the number: a map on the disk of what in the image speaks for a flare, and what against.",
         ]
     return [
         "Research on how channels of the Sun relate: filling gaps for exploration, augmenting training data that is "

@@ -60,6 +60,16 @@ _ARGUMENT_NAMES = {
     "max_grad_norm": "gradient clipped at",
     "ema_decay": "decay of the averaged weights",
 }
+_SHARING = {
+    "instrument": "one tower for HMI, one for AIA",
+    "modality": "one tower a channel",
+    "shared": "one tower for all channels",
+}
+_CENTRING = {
+    "none": "not centred",
+    "class": "class token centred per channel",
+    "tokens": "tokens centred per channel and position",
+}
 _COMPONENTS = ("autoencoder", "unet", "controlnet", "scheduler")
 
 
@@ -289,7 +299,8 @@ def _architecture(facts: CardFacts) -> list[tuple[str, str]]:
         return rows
     rows.append(("channels", text.labels(config.get("modalities") or [])))
     if text.backbone(config) == "CNN":
-        rows.append(("tower", f"convolutional, blocks of {tower.get('block_out_channels')} channels"))
+        widths = ", ".join(map(str, tower.get("block_out_channels") or ["unknown"]))
+        rows.append(("tower", f"convolutional, blocks of {widths} channels"))
         rows.append(("latent", f"{tower.get('latent_channels')} channels" + (", VAE" if tower.get("double_z") else "")))
     else:
         rows.append(
@@ -300,21 +311,12 @@ def _architecture(facts: CardFacts) -> list[tuple[str, str]]:
             )
         )
     rows.append(("image", f"{tower.get('image_size')} x {tower.get('image_size')} px, one channel"))
-    sharing = {
-        "instrument": "one tower for HMI, one for AIA",
-        "modality": "one tower a channel",
-        "shared": "one for all",
-    }
-    rows.append(("weights shared", sharing.get(str(config.get("weight_sharing")), "not recorded")))
-    rows.append(
-        (
-            "contrastive space",
-            f"{config.get('projection_dim')} dimensions, centring: {config.get('projection_centering')}",
-        )
-    )
+    if len(config.get("modalities") or []) > 1:
+        rows.append(("weights shared", _SHARING.get(str(config.get("weight_sharing")), "not recorded")))
     if facts.kind == "flare":
-        rows += _calibration(config)
-    return rows
+        return rows + _calibration(config)
+    centring = _CENTRING.get(str(config.get("projection_centering")), "centring not recorded")
+    return [*rows, ("contrastive space", f"{config.get('projection_dim')} dimensions, {centring}")]
 
 
 def _calibration(config: dict[str, Any]) -> list[tuple[str, str]]:

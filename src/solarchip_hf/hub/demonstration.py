@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from solarchip_hf.data.catalog import SUFFIXES
 from solarchip_hf.models.headers import SolarImage, SolarImageError
 from solarchip_hf.models.image_processing_solarchip import SolarChipImageProcessor
 from solarchip_hf.models.modalities import MODALITIES
+from solarchip_hf.models.readers import read_image
 from solarchip_hf.training.figures import new_figure
 
-from .flare_figures import draw_sun, forecast_figure
+from .flare_figures import MAGNETOGRAM_RANGE, draw_sun, forecast_figure
 from .similarity import ImageEmbedder, SimilarityIndex, contact_sheet
 
 if TYPE_CHECKING:
@@ -70,6 +72,19 @@ def _synthetic(facts: SolarImage) -> bool:
     return "SYNTHETIC" in str(facts.header.get("ORIGIN", "")).upper()
 
 
+def _trained_on_synthetic(source: str) -> bool:
+    """Whether a model's card says that it was trained on synthetic images; without a card nothing is said."""
+    from huggingface_hub import ModelCard
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(source, "README.md")
+    except OSError:
+        logger.info("%s: no card is there, so nothing is said of the data that it was trained on.", source)
+        return False
+    return "synthetic-data" in (ModelCard.load(path, ignore_metadata_errors=True).data.tags or [])
+
+
 def picture(figure: "Figure") -> np.ndarray:
     """(H, W, 3) uint8 of a figure."""
     figure.canvas.draw()
@@ -107,6 +122,12 @@ class Demonstration:
         self._forecast = self._load_forecast(flare) if flare else None
         self._pipeline = self._load_translation(translation) if translation else None
         self._index = self._load_index(encoder, index) if encoder else None
+        models = {"forecast": flare, "translate": translation, "nearest": encoder}
+        self._notes = {
+            name: "\n\nThis model was trained on **synthetic** images: its answers tell nothing of the real Sun."
+            for name, source in models.items()
+            if source and _trained_on_synthetic(source)
+        }
 
     @property
     def abilities(self) -> dict[str, bool]:
@@ -179,7 +200,9 @@ class Demonstration:
         """(H, W, 3) uint8: the Sun in the colours of its channels."""
         with self._lock:
             count = len(observation.paths)
-            figure = new_figure(5.0 * count, 5.4)
+            figure = new_figure(5.0 * count, 6.0)
+            # The page lays its buttons over the top.
+            figure.set_layout_engine("constrained", rect=(0.0, 0.0, 1.0, 0.94))
             for axes, (name, path) in zip(
                 figure.subplots(1, count, squeeze=False)[0], observation.paths.items(), strict=True
             ):
@@ -187,8 +210,12 @@ class Demonstration:
                 support = self._view.support(name)
                 image = image if support is None else np.where(support, image, np.nan)
                 draw_sun(axes, image, name, facts.rsun_arcsec / abs(facts.cdelt[0]))
+                kind = ", synthetic" if _synthetic(facts) else ""
                 time = f"\n{facts.time:%Y-%m-%d %H:%M} UTC" if facts.time else ""
-                axes.set_title(f"{MODALITIES[name].label}{time}", fontsize=11)
+                axes.set_title(f"{MODALITIES[name].label}{kind}{time}", fontsize=11)
+                field = f"-{MAGNETOGRAM_RANGE:g} to {MAGNETOGRAM_RANGE:g} G"
+                shown = field if MODALITIES[name].signed else "fourth root of DN"
+                axes.set_xlabel(f"solar north up; {shown}", fontsize=9)
             return picture(figure)
 
     def forecast(self, observation: OpenedObservation, *, event: str = "m_plus") -> tuple[np.ndarray, str]:
@@ -219,7 +246,8 @@ class Demonstration:
         verb = {"start": "starts", "peak": "peaks"}[answer["window"]["by"]]
         span = f"after {answer['valid_from']} until {answer['valid_until']}"
         window = f"Largest flare that {verb} {span}; probabilities are {kind}."
-        return figure, "\n".join([window, "", *lines, "", "Not an operational warning."])
+        text = "\n".join([window, "", *lines, "", "Not an operational warning."])
+        return figure, text + self._notes.get("forecast", "")
 
     def translate(
         self, observation: OpenedObservation, *, num_samples: int = 4, num_inference_steps: int = 20, seed: int = 0
@@ -261,14 +289,15 @@ class Demonstration:
             for name, path in images.items():
                 facts, physical = processor.to_physical(path, name)
                 maps[name] = processor.to_map(physical, name, facts)
-            title = f"Generated, not observed: mean and spread of {num_samples} samples"
+            drawn = " from a SYNTHETIC image" if any(_synthetic(observation.facts[name]) for name in images) else ""
+            title = f"Generated{drawn}, not observed: mean and spread of {num_samples} samples"
             figure = picture(translation_figure(maps, output.prediction[0], output.uncertainty[0], target, title))
         text = (
             f"**Generated** {MODALITIES[target].label} from {', '.join(MODALITIES[name].label for name in images)}, "
             f"seeds {seed} to {seed + num_samples - 1}, {num_inference_steps} steps. Where the spread is large, the "
             "source leaves the answer open. A generated image is not an observation."
         )
-        return figure, text
+        return figure, text + self._notes.get("translate", "")
 
     def nearest(
         self, observation: OpenedObservation, *, k: int = 3, exclude_within: str = "27D"
@@ -300,14 +329,22 @@ class Demonstration:
             if not answers:
                 raise SolarImageError("gallery", "time", f"images at least {exclude_within} away", "none")
             shown = [embedder.visible(one, name) for one in (image, *map(self._index.image, answers))]
-            captions = [f"yours\n{facts.time:%Y-%m-%d}" if facts.time else "yours"]
-            captions += [f"cosine {answer.similarity:.3f}\n{answer.time:%Y-%m-%d}" for answer in answers]
+            kinds = [", synthetic" if _synthetic(read_image(answer.source)) else "" for answer in answers]
+            captions = ["yours" + (", synthetic" if _synthetic(facts) else "")]
+            captions[0] += f"\n{facts.time:%Y-%m-%d %H:%M} UTC" if facts.time else ""
+            captions += [
+                f"cosine {answer.similarity:.3f}{kind}\n{answer.time:%Y-%m-%d %H:%M} UTC"
+                for answer, kind in zip(answers, kinds, strict=True)
+            ]
             limb = embedder.processor.geometry == "rsun"
             sheet = picture(contact_sheet(shown, [name] * len(shown), captions, limb=limb))
         lines = [
-            f"{rank}. {Path(answer.source).name}, {answer.time:%Y-%m-%d}" for rank, answer in enumerate(answers, 1)
+            f"{rank}. {Path(answer.source).name}, {answer.time:%Y-%m-%d %H:%M} UTC{kind}"
+            for rank, (answer, kind) in enumerate(zip(answers, kinds, strict=True), 1)
         ]
-        return sheet, "\n".join([f"Among the gallery's images at least {exclude_within} away:", "", *lines])
+        days = pd.Timedelta(exclude_within) / pd.Timedelta("1D")
+        among = "Among the gallery's images" + (f" at least {days:g} days away:" if days else ":")
+        return sheet, "\n".join([among, "", *lines]) + self._notes.get("nearest", "")
 
 
 def _without_folder(error: SolarImageError) -> SolarImageError:

@@ -174,7 +174,7 @@ class FlareClassifier(nn.Module):
         pixel_values = torch.where(observed[:, :, None, None], pixel_values, 0.0)
         tokens, _, embeds = self.encoder(pixel_values)
         rows = [
-            self.classifier.image_features(tokens[:, index], embeds[:, index, 0], [index])
+            self.classifier.image_features(tokens[:, index], embeds[:, index, 0], index)
             for index in range(tokens.shape[1])
         ]
         features, token_weights = (torch.stack(parts, dim=1) for parts in zip(*rows, strict=True))

@@ -139,7 +139,7 @@ def draw_gauge(axes: "Axes", forecast: Mapping[str, Any]) -> None:
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)
     kind = "calibrated" if forecast["calibrated"] else "not calibrated"
-    marks = "; a bar: warning from here" if thresholds else ""
+    marks = "; black line: warning from here" if thresholds else ""
     axes.set_xlabel(f"probability, {kind}{marks}", fontsize=9)
 
 
@@ -151,7 +151,7 @@ def _attribution_panel(figure: "Figure", axes: "Axes", attribution: FlareAttribu
     bar = figure.colorbar(drawn, ax=axes, shrink=0.75, pad=0.02)
     bar.set_label(f"what speaks for {attribution.target.removesuffix('_plus').upper()}+ (log-odds a pixel)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    time = f" {facts.time:%Y-%m-%d %H:%M} UT" if facts.time else ""
+    time = f" {facts.time:%Y-%m-%d %H:%M} UTC" if facts.time else ""
     axes.set_title(f"{MODALITIES[name].label}{time}", fontsize=10)
 
 

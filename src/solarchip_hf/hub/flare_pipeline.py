@@ -1,10 +1,13 @@
 """The task `solar-flare-forecasting`: from images of the Sun to probabilities of the largest flare that comes.
 
-import solarchip_hf
-from transformers import pipeline
+    import solarchip_hf
+    from transformers import pipeline
 
-forecast = pipeline("solar-flare-forecasting", model="solarchip/flare-vit-tiny")
-forecast("hmi.M_720s.20240101_000000_TAI.fits")
+    forecast = pipeline("solar-flare-forecasting", model="solarchip/flare-vit-tiny")
+    forecast("hmi.M_720s.20240101_000000_TAI.fits")
+
+The window of the forecast, the calibration and the thresholds of warning are those that the model's configuration
+carries.
 """
 
 from collections.abc import Mapping

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .calibration import check_calibration
 from .forecast_window import read_window
 from .modalities import MODALITY_NAMES, resolve_modality
+from .named_sizes import NAMED_SIZES
 from .settings import refuse_typos
 
 # Ordered flare classes of the full-disk forecast: below C (quiet included), C, M, X.
@@ -207,55 +208,6 @@ class SolarChipCNNConfig(PreTrainedConfig):
 # Own table: `backbone_config` is a key that transformers would look up among its own model types.
 _BACKBONES = {config.model_type: config for config in (SolarChipViTConfig, SolarChipCNNConfig)}
 
-_VIT_LAPTOP = {"decoder_num_hidden_layers": 2, "model_type": "solarchip_vit"}
-_SIZES: dict[str, dict[str, Any]] = {
-    "vit-tiny": {
-        "backbone_config": {
-            **_VIT_LAPTOP,
-            "image_size": 128,
-            "patch_size": 16,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        },
-        "projection_dim": 128,
-    },
-    "vit-small": {
-        "backbone_config": {
-            **_VIT_LAPTOP,
-            "image_size": 512,
-            "patch_size": 32,
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 6,
-            "decoder_num_hidden_layers": 4,
-        },
-        "projection_dim": 384,
-    },
-    "vit-base": {"backbone_config": {"model_type": "solarchip_vit"}, "projection_dim": 768},
-    "vit-large": {
-        "backbone_config": {
-            "model_type": "solarchip_vit",
-            "patch_size": 32,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "decoder_num_hidden_layers": 8,
-        },
-        "projection_dim": 1024,
-    },
-    "cnn-base": {
-        "backbone_config": {"model_type": "solarchip_cnn", "norm_min_channels": 2},
-        "projection_dim": 32,
-        "cls_loss_weight": 0.01,
-        "patch_loss_weight": 0.0001,
-        "intra_loss_weight": 0.0001,
-    },
-}
-
 
 @strict
 class SolarChipConfig(PreTrainedConfig):
@@ -293,7 +245,8 @@ class SolarChipConfig(PreTrainedConfig):
         class_weights: Weight of every class in the classification loss; None: equal.
         focal_gamma: Exponent of the focal loss; 0 is plain cross-entropy, a proper score.
         ordinal: Whether the head draws ordered thresholds on one severity scale instead of free classes.
-        classifier_head: `"mlp"`, or `"linear"`: logits that are linear in the averaged tokens (a linear probe).
+        classifier_head: `"mlp"`, or `"linear"`: logits that are linear in the tokens' mean and standard deviation (a
+            linear probe).
         calibration: How logits become calibrated probabilities, and thresholds of warning; see `calibration.py`.
         forecast_window: Which flares the model forecasts; see `forecast_window.py`. None: those that start within 24
             hours.
@@ -453,9 +406,9 @@ class SolarChipConfig(PreTrainedConfig):
         Raises:
             ValueError: The name is unknown, or an override is a field of neither class.
         """
-        if name not in _SIZES:
-            raise ValueError(f"SolarChipConfig.from_name: expected one of {', '.join(_SIZES)}, got {name!r}.")
-        values = copy.deepcopy(_SIZES[name])
+        if name not in NAMED_SIZES:
+            raise ValueError(f"SolarChipConfig.from_name: expected one of {', '.join(NAMED_SIZES)}, got {name!r}.")
+        values = copy.deepcopy(NAMED_SIZES[name])
         backbone_fields = _own_fields(_BACKBONES[values["backbone_config"]["model_type"]])
         known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
         for key, value in overrides.items():

@@ -1,4 +1,4 @@
-"""Classification of observations: features of every modality, fused by attention, into ordered classes."""
+"""Classification of observations: statistics of every modality's tokens, fused by attention, into ordered classes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,9 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_solarchip import SolarChipConfig
+from .modalities import MODALITY_NAMES
 from .modeling_solarchip import SolarChipModel, SolarChipPreTrainedModel
+from .modeling_solarchip_layers import run_towers
 from .modeling_solarchip_outputs import SolarChipImageClassifierOutput
 
 
@@ -75,12 +77,30 @@ class SolarChipAttentionPool(nn.Module):
         return (weights[..., None] * vectors).sum(dim=-2), weights
 
 
+class SolarChipStatisticsPool(SolarChipAttentionPool):
+    """Mean and standard deviation of n vectors under the weights of `SolarChipAttentionPool`.
+
+    Attentive statistics pooling (Okabe, Koshinaka and Shinoda 2018, arXiv 1803.10963, eqs. 5 and 6). A few active
+    patches among many quiet ones hardly move the mean; they are what the deviation measures.
+    """
+
+    _least_variance = 1e-5  # added, so that equal vectors have a finite gradient
+
+    def forward(self, vectors: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., n, width) and (..., n) bool of those that count -> (..., 2 width) and the weights (..., n)."""
+        mean, weights = super().forward(vectors, mask)
+        variance = (weights[..., None] * (vectors - mean[..., None, :]).square()).sum(dim=-2)
+        return torch.cat([mean, (variance + self._least_variance).sqrt()], dim=-1), weights
+
+
 class SolarChipClassificationHead(nn.Module):
     """From tokens and projections of each image to one feature, from the features of all modalities to logits.
 
-    An image's feature is the attention-pooled tokens, plus the class token in the contrastive space through a gate that
-    starts closed. Features of the observed modalities are fused by attention and classified by a small MLP, or, with
-    `classifier_head="linear"`, by one linear layer: a linear probe while the attention stays flat.
+    An image's feature is the mean and the standard deviation of its tokens under attention, projected by a layer of its
+    modality's own (towers differ in what their channels mean), plus the class token in the contrastive space, which all
+    modalities share, through a gate that starts closed. Features of the observed modalities are fused by attention and
+    classified by a small MLP, or, with `classifier_head="linear"`, by one linear layer: a linear probe of means and
+    deviations while the attention stays flat.
 
     Args:
         config: Widths, classes, and whether they are ordered.
@@ -91,12 +111,13 @@ class SolarChipClassificationHead(nn.Module):
         width = config.classifier_hidden_size
         self.config = config
         self.token_norm = nn.LayerNorm(config.hidden_size)
-        self.token_pool = SolarChipAttentionPool(config.hidden_size)
-        self.token_projection = nn.Linear(config.hidden_size, width)
+        self.token_pool = SolarChipStatisticsPool(config.hidden_size)
+        self.token_projections = nn.ModuleDict(
+            {name: nn.Linear(2 * config.hidden_size, width) for name in config.modalities}
+        )
         self.contrastive_norm = nn.LayerNorm(config.projection_dim)
         self.contrastive_projection = nn.Linear(config.projection_dim, width)
         self.contrastive_gate = nn.Parameter(torch.zeros(()))
-        self.modality_embedding = nn.ParameterDict({name: torch.zeros(width) for name in config.modalities})
         self.modality_pool = SolarChipAttentionPool(width)
         if config.classifier_head == "mlp":
             self.norm = nn.LayerNorm(width)
@@ -106,14 +127,30 @@ class SolarChipClassificationHead(nn.Module):
         # Thresholds on the severity scale: the first, and the logarithms of the steps to the next ones.
         self.thresholds = nn.Parameter(torch.zeros(config.num_labels - 1)) if config.ordinal else None
 
-    def image_features(
-        self, tokens: torch.Tensor, contrastive: torch.Tensor, ids: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 1+L, hidden), (N, projection) and N modalities -> features (N, width), token weights (N, 1+L)."""
-        pooled, token_weights = self.token_pool(self.token_norm(tokens))
+    def pool(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 1+L, hidden) -> mean and deviation of the tokens (N, 2 hidden), their weights (N, 1+L)."""
+        return self.token_pool(self.token_norm(tokens))
+
+    def project(self, pooled: torch.Tensor, contrastive: torch.Tensor, ids: Sequence[int] | int) -> torch.Tensor:
+        """(N, 2 hidden), (N, projection) and the N modalities, or the one of all images -> features (N, width)."""
         gated = torch.tanh(self.contrastive_gate) * self.contrastive_projection(self.contrastive_norm(contrastive))
-        vectors = torch.stack([self.modality_embedding[name] for name in self.config.modalities])
-        return self.token_projection(pooled) + gated + vectors[list(ids)], token_weights
+        if isinstance(ids, int):
+            return self.token_projections[self.config.modalities[ids]](pooled) + gated
+        projected = run_towers(
+            {name: [name] for name in self.config.modalities},
+            self.config.modalities,
+            ids,
+            pooled,
+            lambda name, rows, _: {"features": self.token_projections[name](rows)},
+        )
+        return projected["features"] + gated
+
+    def image_features(
+        self, tokens: torch.Tensor, contrastive: torch.Tensor, ids: Sequence[int] | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `pool`, then `project`: features (N, width), weights of the tokens (N, 1+L)."""
+        pooled, token_weights = self.pool(tokens)
+        return self.project(pooled, contrastive, ids), token_weights
 
     def forward(self, features: torch.Tensor, observed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, M, width) and (B, M) bool -> logits (B, K), modality weights (B, M)."""
@@ -146,7 +183,12 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
         if config.num_labels < 2:
             raise ValueError(f"num_labels: expected at least 2 classes, got {config.num_labels}.")
         super().__init__(config)
-        self._keys_to_ignore_on_load_unexpected += [r"^decoders\.", r"^logit_scales$"]  # what pretraining adds
+        absent = "|".join(name for name in MODALITY_NAMES if name not in config.modalities) or "(?!)"
+        self._keys_to_ignore_on_load_unexpected += [
+            r"^decoders\.",  # what pretraining adds
+            r"^logit_scales$",
+            rf"^classifier\.token_projections\.({absent})\.",
+        ]
         self.solarchip = SolarChipModel(config)
         self.classifier = SolarChipClassificationHead(config)
         self.post_init()
@@ -159,8 +201,6 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
             init.zeros_(module.score.weight)
         elif isinstance(module, SolarChipClassificationHead):
             init.zeros_(module.contrastive_gate)
-            for vector in module.modality_embedding.values():
-                init.normal_(vector, std=0.02)
             if module.thresholds is not None:
                 init.zeros_(module.thresholds)
 
@@ -232,5 +272,6 @@ __all__ = [
     "SolarChipAttentionPool",
     "SolarChipClassificationHead",
     "SolarChipForImageClassification",
+    "SolarChipStatisticsPool",
     "classification_loss",
 ]

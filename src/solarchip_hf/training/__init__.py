@@ -21,6 +21,7 @@ _HOMES = {
     "encode_observations": ".flare_features",
     "balanced_class_weights": ".flare_models",
     "build_flare_model": ".flare_models",
+    "best_flare_fit": ".flare_tries",
     "FlareFit": ".flare_trainer",
     "FlarePredictions": ".flare_trainer",
     "FlareTrainer": ".flare_trainer",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .flare_features import FlareDataCollator, FlareProbe, FrozenFeatures, encode_observations
     from .flare_models import balanced_class_weights, build_flare_model
     from .flare_trainer import FlareFit, FlarePredictions, FlareTrainer, fit_flare_model, predict_flares
+    from .flare_tries import best_flare_fit
     from .retrieval import RetrievalTable, cross_modal_retrieval
     from .trainer import SolarChipTrainer
 
@@ -67,6 +69,7 @@ __all__ = [
     "SolarChipTrainer",
     "SolarChipTrainingArguments",
     "balanced_class_weights",
+    "best_flare_fit",
     "build_flare_model",
     "compare_with_controls",
     "cross_modal_retrieval",

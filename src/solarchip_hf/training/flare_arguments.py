@@ -17,9 +17,10 @@ class FlareTrainingArguments(SolarChipTrainingArguments):
     gradient cache and averaged weights belong to pretraining and are refused.
 
     Attributes:
-        tuning: What learns. `linear`: a linear layer on averaged tokens; `attentive`: pooling by attention and a small
-            MLP; both on a frozen backbone. `staged`: first as `attentive` for `frozen_epochs`, then everything.
-            `full`: everything from the start. `lora`: low-rank updates of the backbone, merged into it at the end.
+        tuning: What learns. `linear`: linear layers on the tokens' mean and standard deviation; `attentive`: both under
+            learned attention, and a small MLP; either on a frozen backbone. `staged`: first as `attentive` for
+            `frozen_epochs`, then everything. `full`: everything from the start. `lora`: low-rank updates of the
+            backbone, merged into it at the end.
         backbone_learning_rate: Largest learning rate of the backbone; None: a tenth of `learning_rate` (published).
         frozen_epochs: Epochs of the first stage of `staged` (published: 20).
         lora_rank: Rank of the updates.

@@ -7,15 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..models.configuration_solarchip import SolarChipConfig
+from ..models.modeling_solarchip import SolarChipModel
 from ..models.modeling_solarchip_classification import SolarChipForImageClassification, classification_loss
 from ..models.modeling_solarchip_outputs import SolarChipImageClassifierOutput
 from .collator import SolarChipDataCollator
 
 logger = logging.getLogger(__name__)
+
+# A statistic that varies less than this between days, beside tokens of unit variance, is noise.
+_LEAST_DEVIATION = 1e-3
+_AT_A_TIME = 256  # observations whose tokens are in memory for their statistics
 
 
 class FlareDataCollator(SolarChipDataCollator):
@@ -91,6 +96,19 @@ def features_gib(config: SolarChipConfig, count: int) -> float:
 
 
 @torch.no_grad()
+def _encode(
+    backbone: SolarChipModel, pixel_values: torch.Tensor, observed: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, M, H, H), (B, M) bool -> tokens (B, M, 1+L, hidden), class tokens in the contrastive space."""
+    images = torch.where(observed[:, :, None, None], pixel_values, 0.0).flatten(0, 1)[:, None]
+    encoded = backbone(images, list(range(observed.shape[1])) * len(observed), return_dict=True)
+    return (
+        encoded.last_hidden_state.unflatten(0, observed.shape),
+        encoded.contrastive_embeds[:, 0].unflatten(0, observed.shape),
+    )
+
+
+@torch.no_grad()
 def encode_observations(
     model: SolarChipForImageClassification,
     dataset: Any,
@@ -122,16 +140,13 @@ def encode_observations(
     loader = DataLoader(
         dataset, batch_size, num_workers=num_workers, collate_fn=FlareDataCollator(model.config.modalities)
     )
-    many = len(model.config.modalities)
     tokens: torch.Tensor | None = None
     contrastive: torch.Tensor | None = None
     observed, classes, done = [], [], 0
     for batch in tqdm(loader, desc="features", unit="batch", disable=not progress):
         seen = batch["observed"]
-        images = torch.where(seen[:, :, None, None], batch["pixel_values"], 0.0).to(device)
-        encoded = model.solarchip(images.flatten(0, 1)[:, None], list(range(many)) * len(seen), return_dict=True)
-        ours = encoded.last_hidden_state.unflatten(0, seen.shape).float().cpu()
-        theirs = encoded.contrastive_embeds[:, 0].unflatten(0, seen.shape).float().cpu()
+        encoded = _encode(model.solarchip, batch["pixel_values"].to(device), seen.to(device))
+        ours, theirs = (values.float().cpu() for values in encoded)
         if tokens is None or contrastive is None:  # once as a whole: joining parts would need twice the memory
             tokens, contrastive = (v.new_empty((len(dataset), *v.shape[1:])) for v in (ours, theirs))
         tokens[done : done + len(seen)], contrastive[done : done + len(seen)] = ours, theirs
@@ -147,37 +162,78 @@ def encode_observations(
 
 
 class FlareProbe(nn.Module):
-    """The head of a classifier by itself, on frozen features. It shares the classifier's parameters.
+    """The head of a classifier by itself, on frozen features or behind the frozen backbone. It shares parameters.
+
+    While it learns it may see standardised statistics: what differs between days is small beside what all days share,
+    and unstandardised the shared part governs every step. He et al. (2022, arXiv 2111.06377, appendix A) put a
+    normalisation without parameters before a linear probe for that reason. Being linear, it is absorbed by the
+    classifier's projections: `standardize` rewrites them so that the logits stay, `fold` rewrites them back, and the
+    saved model knows nothing of it.
 
     Args:
         model: The classifier.
+        images: Whether batches are observations, to be encoded anew every time.
     """
 
-    def __init__(self, model: SolarChipForImageClassification):
+    def __init__(self, model: SolarChipForImageClassification, *, images: bool = False):
         super().__init__()
         self.config = model.config
         self.classifier = model.classifier
+        if images:
+            self.solarchip = model.solarchip
+        shape = (len(self.config.modalities), 2 * self.config.hidden_size)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+        self.to(next(model.parameters()).device)
+
+    def standardize(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Learns on `(statistics - mean) / deviation` from now on. Until `fold`, use the classifier through this alone.
+
+        Args:
+            mean: (M, 2 hidden), as `pooled_statistics` gives it.
+            deviation: The same shape, positive.
+        """
+        self._rewrite(mean.to(self.mean), deviation.to(self.deviation))
+
+    def fold(self) -> None:
+        """Puts the standardisation into the classifier's projections, which then stand by themselves."""
+        self._rewrite(torch.zeros_like(self.mean), torch.ones_like(self.deviation))
+
+    @torch.no_grad()
+    def _rewrite(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        for index, name in enumerate(self.config.modalities):
+            layer = self.classifier.token_projections[name]
+            raw = layer.weight / self.deviation[index]
+            layer.bias += raw @ (mean[index] - self.mean[index])
+            layer.weight.copy_(raw * deviation[index])
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
 
     def forward(
         self,
-        tokens: torch.Tensor,
-        contrastive: torch.Tensor,
         observed: torch.Tensor,
+        tokens: torch.Tensor | None = None,
+        contrastive: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
     ) -> SolarChipImageClassifierOutput:
-        """What the classifier gives for the images of these features.
+        """What the classifier gives for the images of these features, or for these images.
 
         Args:
+            observed: (B, M) bool.
             tokens: (B, M, 1+L, hidden).
             contrastive: (B, M, projection).
-            observed: (B, M) bool.
             labels: (B,) classes, -1 where unknown.
+            pixel_values: (B, M, H, H), with `images=True` and in place of `tokens` and `contrastive`.
 
         Returns:
             `loss`, where labels are given, and `logits` (B, K).
         """
+        if pixel_values is not None:
+            tokens, contrastive = _encode(self.solarchip, pixel_values, observed)
+        pooled = (self.classifier.pool(tokens)[0] - self.mean) / self.deviation  # (B, M, 2 hidden)
         ids = list(range(observed.shape[1])) * len(observed)
-        features, _ = self.classifier.image_features(tokens.flatten(0, 1), contrastive.flatten(0, 1), ids)
+        features = self.classifier.project(pooled.flatten(0, 1), contrastive.flatten(0, 1), ids)
         logits, _ = self.classifier(features.unflatten(0, observed.shape), observed)
         loss = None
         if labels is not None:
@@ -187,4 +243,45 @@ class FlareProbe(nn.Module):
         return SolarChipImageClassifierOutput(loss=loss, logits=logits)
 
 
-__all__ = ["FlareDataCollator", "FlareProbe", "FrozenFeatures", "encode_observations", "features_gib"]
+@torch.no_grad()
+def pooled_statistics(
+    model: SolarChipForImageClassification, dataset: Any, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, over observations, of what the head's projections read: by what a probe standardises.
+
+    Args:
+        model: The classifier.
+        dataset: `FrozenFeatures`, or observations, which are encoded some at a time and not kept.
+        **options: As for `encode_observations`.
+
+    Returns:
+        Both (M, 2 hidden), on the CPU; 0 and 1 for a modality that fewer than two observations have. A deviation is at
+        least 0.001.
+    """
+    pool = copy.deepcopy(model.classifier).cpu().eval().pool
+    parts, observed = [], []
+    for start in range(0, len(dataset), _AT_A_TIME):
+        rows = range(start, min(start + _AT_A_TIME, len(dataset)))
+        if isinstance(dataset, FrozenFeatures):
+            features = dataset.select(list(rows))
+        else:
+            features = encode_observations(model, Subset(dataset, rows), **{**options, "progress": False})
+        parts.append(pool(features.tokens)[0])
+        observed.append(features.observed)
+    pooled, seen = torch.cat(parts), torch.cat(observed)
+    mean, deviation = torch.zeros_like(pooled[0]), torch.ones_like(pooled[0])
+    for index in range(pooled.shape[1]):
+        values = pooled[seen[:, index], index]
+        if len(values) > 1:
+            mean[index], deviation[index] = values.mean(0), values.std(0).clamp_min(_LEAST_DEVIATION)
+    return mean, deviation
+
+
+__all__ = [
+    "FlareDataCollator",
+    "FlareProbe",
+    "FrozenFeatures",
+    "encode_observations",
+    "features_gib",
+    "pooled_statistics",
+]

@@ -26,7 +26,14 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, set_see
 from ..models.modeling_solarchip_classification import SolarChipForImageClassification
 from .checkpoints import checkpoint_to_resume
 from .flare_arguments import FROZEN, FlareTrainingArguments
-from .flare_features import FlareDataCollator, FlareProbe, FrozenFeatures, encode_observations, features_gib
+from .flare_features import (
+    FlareDataCollator,
+    FlareProbe,
+    FrozenFeatures,
+    encode_observations,
+    features_gib,
+    pooled_statistics,
+)
 from .flare_models import add_lora, count_parameters
 from .trainer import SolarChipTrainer
 
@@ -157,8 +164,9 @@ def fit_flare_model(
 ) -> FlareFit:
     """Tunes a classifier, in place, and returns it with the weights of the best checkpoint.
 
-    With a frozen backbone and no augmentation the features are computed once; pass `FrozenFeatures`
-    (`encode_observations`) in place of datasets to fit several heads on the same ones.
+    With a frozen backbone and no augmentation the features are computed once, and the head learns on standardised
+    statistics of theirs (`FlareProbe`); pass `FrozenFeatures` (`encode_observations`) in place of datasets to fit
+    several heads on the same ones.
 
     Staged tuning is two trainings: a probe for `frozen_epochs`, which leaves its head in `output_dir/frozen`, then
     everything, with an optimiser and a schedule that begin anew; the best checkpoint is one of the second. Low-rank
@@ -286,7 +294,7 @@ def _freeze(model: SolarChipForImageClassification, tuning: str) -> None:
     model.requires_grad_(True)
     if tuning in FROZEN:
         model.solarchip.requires_grad_(False)
-    if tuning == "linear":  # flat attention is a mean
+    if tuning == "linear":  # flat attention: plain mean and deviation of all tokens
         for pool in (model.classifier.token_pool, model.classifier.modality_pool):
             torch.nn.init.zeros_(pool.score.weight)
             pool.requires_grad_(False)
@@ -305,22 +313,22 @@ def _run(
     _freeze(model, args.tuning)
     trained: torch.nn.Module = model
     start = time.perf_counter()
-    if args.tuning in FROZEN and args.augmentation == "none":
-        if not isinstance(train, FrozenFeatures):
-            count = len(train) + (0 if validation is None else len(validation))
-            needed = features_gib(model.config, count)
-            if needed > args.feature_cache_gib:
-                logger.warning(
-                    "features of %d observations take %.1f GiB, more than feature_cache_gib=%.1f: they are computed "
-                    "anew every epoch.",
-                    count,
-                    needed,
-                    args.feature_cache_gib,
-                )
-            else:
-                train, validation = _encode(model, train, validation, args)
-        if isinstance(train, FrozenFeatures):
-            trained = FlareProbe(model)
+    if args.tuning in FROZEN and args.augmentation == "none" and not isinstance(train, FrozenFeatures):
+        count = len(train) + (0 if validation is None else len(validation))
+        needed = features_gib(model.config, count)
+        if needed > args.feature_cache_gib:
+            logger.warning(
+                "features of %d observations take %.1f GiB, more than feature_cache_gib=%.1f: they are computed "
+                "anew every epoch.",
+                count,
+                needed,
+                args.feature_cache_gib,
+            )
+        else:
+            train, validation = _encode(model, train, validation, args)
+    if args.tuning in FROZEN:
+        probe = trained = FlareProbe(model, images=not isinstance(train, FrozenFeatures))
+        probe.standardize(*pooled_statistics(model, train, **_encoding(args)))
     tuner = None
     if args.tuning == "lora":
         tuner = add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
@@ -332,6 +340,8 @@ def _run(
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
     trainer.train(resume)
     stopped = trainer.stopped_by_signal
+    if isinstance(trained, FlareProbe):
+        trained.fold()
     if tuner is not None:
         tuner.merge_and_unload()
     model.requires_grad_(True)
@@ -353,16 +363,20 @@ def _run(
 def _encode(
     model: SolarChipForImageClassification, train: Any, validation: Any, args: FlareTrainingArguments
 ) -> tuple[FrozenFeatures, FrozenFeatures | None]:
-    options = {
+    options = _encoding(args)
+    return (
+        encode_observations(model, train, **options),
+        None if validation is None else encode_observations(model, validation, **options),
+    )
+
+
+def _encoding(args: FlareTrainingArguments) -> dict[str, Any]:
+    return {
         "batch_size": args.per_device_eval_batch_size,
         "num_workers": args.dataloader_num_workers,
         "device": args.device,
         "progress": not args.disable_tqdm,
     }
-    return (
-        encode_observations(model, train, **options),
-        None if validation is None else encode_observations(model, validation, **options),
-    )
 
 
 __all__ = ["FlareFit", "FlarePredictions", "FlareTrainer", "fit_flare_model", "predict_flares"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...models.modalities import MODALITY_NAMES, resolve_modality
+from ...models.modalities import MODALITIES, MODALITY_NAMES, resolve_modality
 from .catalogue import flare_report, hazard
 from .ephemeris import as_utc, days_since_epoch
 from .fits_writer import write_observation
-from .observation import Plate, Scene, north_up_plate
+from .observation import Plate, Scene, degradation, north_up_plate
 from .state import RegionHistory
 from .surface import SurfaceNoise
 
@@ -220,6 +220,24 @@ class SyntheticSun:
         above = hazard(self._history, times, horizon, ["C1.0", "M1.0", "X1.0"])
         edge = np.ones((len(above), 1))
         return np.concatenate([edge, above], axis=1) - np.concatenate([above, 0.0 * edge], axis=1)
+
+    def degradation_table(self, modalities: Iterable[str | int] | None = None) -> dict[str, Any]:
+        """The throughput by which AIA's channels are drawn, as a processor's `degradation` takes it.
+
+        Args:
+            modalities: Names or aliases; all by default. HMI has no entry.
+
+        Returns:
+            `{"name": "synthetic-sun", "factors": {modality: {"2010-06-01": ...}}}`, every 90 days from a year before
+            the span to a year after it.
+        """
+        year = pd.Timedelta("365D")
+        days = pd.date_range(self.start.floor("D") - year, self.end + year, freq="90D")
+        names = [name for name in self._names(modalities) if MODALITIES[name].instrument == "aia"]
+        factors = {
+            name: {f"{day:%Y-%m-%d}": degradation(name, days_since_epoch(day)) for day in days} for name in names
+        }
+        return {"name": "synthetic-sun", "factors": factors}
 
     def _names(self, modalities: Iterable[str | int] | None) -> list[str]:
         if modalities is None:
