@@ -28,21 +28,14 @@ from solarchip_hf.translation.components import SCHEDULERS, build_controlnet, bu
 from solarchip_hf.translation.diffusion_objective import ControlNetPrediction
 from solarchip_hf.translation.diffusion_training import DiffusionArguments, DiffusionTrainer
 from solarchip_hf.translation.latents import HELD_OUT, TranslationLatents
-from solarchip_hf.translation.training_runs import OpenedLatents, Prior, image_grid_figure, load_prior, open_latents
-
-
-@dataclass
-class DataArguments:
-    """What the ControlNet is trained on: that which its prior was trained on."""
-
-    autoencoder: str = field(
-        default="solarchip/vit-base", metadata={"help": "The prior's autoencoder: a folder, or a Hub name."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "The prior's prepared dataset."})
-    latents_dir: str = field(default="latents", metadata={"help": "Where the latents are kept, encoded once."})
-    latents_dtype: str = field(default="float16", metadata={"help": "float16 or float32, as for the prior."})
-    encode_batch_size: int = field(default=32, metadata={"help": "Observations encoded at a time."})
-    note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
+from solarchip_hf.translation.training_runs import (
+    LatentsArguments,
+    OpenedLatents,
+    Prior,
+    image_grid_figure,
+    load_prior,
+    open_latents,
+)
 
 
 @dataclass
@@ -60,10 +53,10 @@ class ControlNetArguments:
     sample_images: int = field(default=3, metadata={"help": "Held-out observations in a sampled figure."})
 
 
-def parse_arguments(argv: list[str]) -> tuple[DataArguments, ControlNetArguments, DiffusionArguments]:
+def parse_arguments(argv: list[str]) -> tuple[LatentsArguments, ControlNetArguments, DiffusionArguments]:
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
     parser = HfArgumentParser(
-        (DataArguments, ControlNetArguments, DiffusionArguments),
+        (LatentsArguments, ControlNetArguments, DiffusionArguments),
         usage="train_controlnet.py [CONFIG.yaml] --prior FOLDER --sources NAME [NAME ...] --target NAME [...]",
         description=__doc__.partition("\n\n")[0],
         epilog="`train_controlnet.py --help` lists every argument.",
@@ -92,7 +85,7 @@ def build_pipeline(
 
 
 def build(
-    data: DataArguments, control: ControlNetArguments, args: DiffusionArguments
+    data: LatentsArguments, control: ControlNetArguments, args: DiffusionArguments
 ) -> tuple[DiffusionTrainer, OpenedLatents, Prior]:
     """Everything before the first step.
 

@@ -26,6 +26,7 @@ from solarchip_hf.translation.diffusion_objective import prior_prediction
 from solarchip_hf.translation.diffusion_training import DiffusionArguments, DiffusionTrainer
 from solarchip_hf.translation.latents import PriorLatents
 from solarchip_hf.translation.training_runs import (
+    LatentsArguments,
     OpenedLatents,
     decode_latents,
     image_grid_figure,
@@ -34,20 +35,6 @@ from solarchip_hf.translation.training_runs import (
     sample_prior,
     save_prior,
 )
-
-
-@dataclass
-class DataArguments:
-    """What the prior is trained on."""
-
-    autoencoder: str = field(
-        default="solarchip/vit-base", metadata={"help": "Pretrained autoencoder: a folder, or a Hub name."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "A prepared dataset with the autoencoder's channels."})
-    latents_dir: str = field(default="latents", metadata={"help": "Where the latents are kept, encoded once."})
-    latents_dtype: str = field(default="float16", metadata={"help": "float16 or float32."})
-    encode_batch_size: int = field(default=32, metadata={"help": "Observations encoded at a time."})
-    note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
 
 
 @dataclass
@@ -67,10 +54,10 @@ class PriorArguments:
     prediction_type: str = field(default="epsilon", metadata={"help": "epsilon (published) or v_prediction."})
 
 
-def parse_arguments(argv: list[str]) -> tuple[DataArguments, PriorArguments, DiffusionArguments]:
+def parse_arguments(argv: list[str]) -> tuple[LatentsArguments, PriorArguments, DiffusionArguments]:
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
     parser = HfArgumentParser(
-        (DataArguments, PriorArguments, DiffusionArguments),
+        (LatentsArguments, PriorArguments, DiffusionArguments),
         usage="train_prior.py [CONFIG.yaml] --autoencoder FOLDER --data_dir FOLDER --modalities NAME [NAME ...] [...]",
         description=__doc__.partition("\n\n")[0],
         epilog="`train_prior.py --help` lists every argument.",
@@ -81,7 +68,7 @@ def parse_arguments(argv: list[str]) -> tuple[DataArguments, PriorArguments, Dif
 
 
 def build(
-    data: DataArguments, prior: PriorArguments, args: DiffusionArguments
+    data: LatentsArguments, prior: PriorArguments, args: DiffusionArguments
 ) -> tuple[DiffusionTrainer, OpenedLatents, list[str]]:
     """Everything before the first step.
 

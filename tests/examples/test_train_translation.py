@@ -189,6 +189,16 @@ def test_a_dataset_prepared_otherwise_than_the_autoencoders_is_refused(world, tr
     assert "photometry 'nominal' instead of 'dn_per_s'" in said
 
 
+def test_a_prior_of_a_later_format_is_refused(prior, world, train_controlnet, tmp_path, capsys):
+    facts = json.loads((prior / "prior.json").read_text())
+    (tmp_path / "prior.json").write_text(json.dumps({**facts, "format": 2}))
+    given = [*common(world), *OPTIONS, "--prior", str(tmp_path), "--sources", "hmi", "--target", "aia171"]
+    assert train_controlnet.main(given) == 2
+    said = capsys.readouterr().err
+    assert "prior.json: expected a prior of format 1, got 2" in said
+    assert "train the prior anew" in said
+
+
 def test_latents_of_another_autoencoder_are_refused(prior, world, train_controlnet, tmp_path, capsys):
     from tiny_latents import tiny_autoencoder
 
@@ -220,3 +230,4 @@ def test_help_names_our_arguments(name, request, capsys):
     said = capsys.readouterr().out
     for option in ("--autoencoder", "--latents_dir", "--snr_gamma", "--ema_decay", "--resume_from_checkpoint"):
         assert option in said
+    assert "the same for both:" in said  # the group of arguments that both commands share

@@ -343,6 +343,17 @@ def test_bfloat16_trains_and_averages(tmp_path):
     assert torch.equal(trainer.model.conv_in.weight, trainer.ema.shadow_params[0])
 
 
+@pytest.mark.parametrize(("given", "effective"), [(None, "bf16"), ("no", "no"), ("bf16", "bf16")])
+def test_the_launchers_precision_holds_unless_the_arguments_say_otherwise(given, effective, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # what accelerate launch --mixed_precision bf16 sets
+    options = {} if given is None else {"mixed_precision": given}
+    trainer = prior_trainer(tmp_path, max_steps=1, save_steps=1, **options)
+    assert trainer.accelerator.mixed_precision == effective
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["args"]["mixed_precision"] == effective
+
+
 def test_samples_are_drawn_with_averaged_weights_and_change_nothing(tmp_path, undisturbed):
     seen = []
 

@@ -9,6 +9,7 @@ import torch
 from tiny_latents import MODALITIES, draw_dataset, tiny_autoencoder
 
 from solarchip_hf.data import load_observations
+from solarchip_hf.translation import latent_statistics
 from solarchip_hf.translation.latents import LatentDataset, PriorLatents, TranslationLatents, encode_dataset
 
 
@@ -162,6 +163,54 @@ def test_items_of_a_controlnet(latents):
     assert torch.equal(item["hint"][8:].flatten(1).T, item["context"][66:])
     with pytest.raises(ValueError, match="the target aia171 not among them"):
         TranslationLatents(latents, ["hmi", "aia171"], "aia171")
+
+
+def test_only_the_channels_asked_for_are_read(latents, monkeypatch):
+    """Asked of the slices of the open file, with the whole item beside."""
+    whole, asked = latents[2], []
+    real = type(latents)._locate
+
+    class Watched:
+        def __init__(self, file):
+            self.file = file
+
+        def get_slice(self, name):
+            stored = self.file.get_slice(name)
+            return type("Slice", (), {"__getitem__": lambda _, where: asked.append((name, where)) or stored[where]})()
+
+    def locate(self, index):
+        file, row = real(self, index)
+        return Watched(file), row
+
+    monkeypatch.setattr(LatentDataset, "_locate", locate)
+    PriorLatents(latents, ["304"])[2]
+    assert asked == [("latents", (2, 2))]
+    asked.clear()
+    item = TranslationLatents(latents.select(np.arange(14) != 1), ["304"], "hmi")[1]  # row 2
+    assert asked == [("latents", (2, 2)), ("latents", (2, 0)), ("class_tokens", (2, 2))]
+    torch.testing.assert_close(
+        item["target"] * torch.tensor(latents.std["hmi"])[:, None, None]
+        + torch.tensor(latents.mean["hmi"])[:, None, None],
+        whole["latents"][0],
+    )
+    assert torch.equal(latents.read(2, [2, 0], "class_tokens"), whole["class_tokens"][[2, 0]])
+
+
+def test_statistics_do_not_depend_on_the_slices(latents, monkeypatch):
+    paths = sorted(latents.folder.glob("*.safetensors"))
+    marked = np.arange(6) % 3 > 0
+    at_once = latent_statistics.shard_moments(paths[0], marked)
+    monkeypatch.setattr(latent_statistics, "_BLOCK", 1)  # an image at a time
+    torch.testing.assert_close(latent_statistics.shard_moments(paths[0], marked), at_once, rtol=1e-13, atol=1e-12)
+    assert at_once[2, 0, 0] == 4 * 64
+
+
+def test_a_shard_is_no_larger_than_it_may_be(observations, tmp_path, monkeypatch):
+    monkeypatch.setattr("solarchip_hf.translation.latents._SHARD_BYTES", 5 * 3 * 8 * 8 * 8 * 2 + 100)
+    few = encode(tiny_autoencoder(), observations, tmp_path / "few", dtype="float16")
+    assert few.manifest["shard_rows"] == 5
+    monkeypatch.undo()
+    assert encode(tiny_autoencoder(), observations, tmp_path / "all").manifest["shard_rows"] == 256
 
 
 def test_a_later_format_is_refused(latents, tmp_path):

@@ -13,6 +13,7 @@ from astropy.io import fits
 from PIL import Image
 from tiny_pipeline import MODALITIES, SIZE, random_images, tiny_pipeline
 
+import accelerate
 from solarchip_hf import SolarChipImageProcessor, SolarImageError, SyntheticSun, read_image
 from solarchip_hf.translation import SolarChipControlNetPipeline, build_controlnet, build_scheduler, null_context
 
@@ -245,6 +246,21 @@ def test_model_offloading_reaches_encoding_and_decoding():
     offloaded = pipeline(random_images(), 2, generator=seeds(2)).prediction
     torch.testing.assert_close(offloaded, plain, equal_nan=True)
     assert woken == [True, True]  # once to encode and once to decode
+
+
+@pytest.mark.parametrize("backbone", ["vit", "cnn"])
+def test_sequential_offloading_leaves_the_autoencoder_in_place(backbone, monkeypatch):
+    """From the CPU to the CPU; a device "cpu:0", as diffusers names it, is never that of a tensor for accelerate."""
+    pipeline, offload = tiny_pipeline(backbone), accelerate.cpu_offload
+    plain = pipeline(random_images(), 2, generator=seeds(2)).prediction
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, _, **how: offload(model, torch.device("cpu"), **how))
+    pipeline.enable_sequential_cpu_offload(device="cpu:0")
+    assert all(tensor.is_meta for tensor in pipeline.unet.parameters())
+    assert all(tensor.is_meta for tensor in pipeline.controlnet.parameters())
+    offloaded = pipeline(random_images(), 2, generator=seeds(2)).prediction
+    torch.testing.assert_close(offloaded, plain, equal_nan=True)
+    with pytest.raises(ValueError, match="take enable_model_cpu_offload"):
+        pipeline.weights_digest()
 
 
 # What it takes --------------------------------------------------------------------------------------------------------

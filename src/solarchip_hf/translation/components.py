@@ -198,9 +198,15 @@ def build_scheduler(name: str = "unipc", *, prediction_type: str = "epsilon") ->
     return scheduler_class(**_DIFFUSION, **settings, prediction_type=prediction_type)
 
 
-def null_context(unet: UNet2DConditionModel | ControlNetModel, batch: int) -> torch.Tensor:
-    """The context that says nothing, one zero token: (batch, 1, token width) in the network's dtype, on its device."""
-    return torch.zeros(batch, 1, unet.config.cross_attention_dim, dtype=unet.dtype, device=unet.device)
+def null_context(
+    unet: UNet2DConditionModel | ControlNetModel, batch: int, device: torch.device | None = None
+) -> torch.Tensor:
+    """The context that says nothing, one zero token: (batch, 1, token width) in the network's dtype.
+
+    On the network's device, unless another is named, as for a network whose weights are offloaded.
+    """
+    where = unet.device if device is None else device
+    return torch.zeros(batch, 1, unet.config.cross_attention_dim, dtype=unet.dtype, device=where)
 
 
 def _channel_statistics(

@@ -5,6 +5,7 @@ ran before: a resumed run repeats the interrupted one bit for bit on a CPU, when
 devices, processes, mixed precision and trackers.
 """
 
+import gc
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -67,8 +68,9 @@ class DiffusionArguments:
         metadata={"help": "How often each timestep is drawn: uniform, or cubic, which dwells on the noisiest ones."},
     )
     ema_decay: float = field(default=0.9999, metadata={"help": "Largest decay of the averaged weights; 0: no average."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, bf16 or fp16.", "choices": ["no", "bf16", "fp16"]}
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"help": "no, bf16 or fp16; by default what the launcher says.", "choices": ["no", "bf16", "fp16"]},
     )
     seed: int = field(default=0, metadata={"help": "Of all that is drawn."})
     logging_steps: int = field(default=50, metadata={"help": "Steps between log lines."})
@@ -185,9 +187,10 @@ class DiffusionTrainer:
             )
         self.device = self.accelerator.device
         self.model = model.to(self.device).train()
-        self.ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay else None
         self.optimizer = torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=args.weight_decay)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        # of the weights that DDP has made equal
+        self.ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True) if args.ema_decay else None
         # left to itself, Accelerate would move the schedule once a process
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler,
@@ -252,6 +255,9 @@ class DiffusionTrainer:
             if keep is not None and accelerator.is_main_process:
                 keep(metrics)
             self._sample()
+        self.wrapped = self.model  # a DDP that outlives its process group may hang when it goes
+        accelerator.free_memory()
+        gc.collect()
         accelerator.end_training()
         return metrics
 
@@ -401,13 +407,14 @@ class DiffusionTrainer:
             FloatingPointError: Loss or weights are not finite; the checkpoints that are there stay.
         """
         self._check_finite()
+        pending = gather_object([[float(loss) for loss in self._pending]])  # of every process
         if self.accelerator.is_main_process:
             run = Path(self.args.output_dir)
             folder = run / INCOMPLETE / f"checkpoint-{self.step}"
             folder.mkdir(parents=True, exist_ok=True)
             save_file(_contiguous(self.model.state_dict()), folder / _WEIGHTS)
             state: dict[str, Any] = {"step": self.step, "log_history": self.log_history, "args": self._facts()}
-            state["pending"] = [float(loss) for loss in self._pending]
+            state["pending"] = pending
             if self.ema is not None:
                 names = [name for name, _ in self.model.named_parameters()]
                 save_file(_contiguous(dict(zip(names, self.ema.shadow_params, strict=True))), folder / _AVERAGE)
@@ -427,9 +434,9 @@ class DiffusionTrainer:
     def _facts(self) -> dict[str, Any]:
         """What must be equal for a resumed run to be the interrupted one."""
         names = ("seed", "batch_size", "gradient_accumulation_steps", "max_steps", "learning_rate", "lr_scheduler")
-        more = ("warmup_steps", "weight_decay", "snr_gamma", "ema_decay", "max_grad_norm", "mixed_precision")
-        more += ("timestep_sampling",)
+        more = ("warmup_steps", "weight_decay", "snr_gamma", "ema_decay", "max_grad_norm", "timestep_sampling")
         facts = {name: getattr(self.args, name) for name in names + more}
+        facts["mixed_precision"] = self.accelerator.mixed_precision  # the launcher's where the arguments are silent
         return {**facts, "processes": self.accelerator.num_processes, "items": len(self.dataset)}  # type: ignore[arg-type]
 
     def _load(self, folder: Path) -> None:
@@ -449,14 +456,19 @@ class DiffusionTrainer:
                 self.ema.optimization_step = state.get("ema_steps", 0)
         except RuntimeError as error:
             raise ValueError(f"{folder}: expected the weights of this network, got others: {error}") from error
-        moments = torch.load(folder / _OPTIMIZER, weights_only=True, map_location=self.device)
+        moments = torch.load(folder / _OPTIMIZER, weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(moments["optimizer"])
         self.lr_scheduler.load_state_dict(moments["lr_scheduler"])
         self._apply_rates()
         if self.accelerator.scaler is not None and "scaler" in moments:
             self.accelerator.scaler.load_state_dict(moments["scaler"])
         self.step, self.log_history = state["step"], state["log_history"]
-        self._pending = [torch.tensor(loss, device=self.device) for loss in state["pending"]]
+        pending = state["pending"]
+        if len(pending) == self.accelerator.num_processes:
+            own = pending[self.accelerator.process_index]
+        else:
+            own = np.mean(pending, axis=0).tolist()
+        self._pending = [torch.tensor(loss, device=self.device) for loss in own]
 
     def _apply_rates(self) -> None:
         """Puts this run's learning rate and weight decay in the place of those that a checkpoint brought along."""

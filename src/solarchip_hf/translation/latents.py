@@ -10,7 +10,6 @@ are stored beside the latents.
 import copy
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,14 @@ from tqdm import tqdm
 
 from ..data.observations import Observations
 from ..data.shards import write_json
-from ..models.modalities import MODALITIES, resolve_modality
+from ..models.distributed import rank, world_size
+from ..models.modalities import resolve_modality
 from ..models.modeling_solarchip import SolarChipForPreTraining
 from ..models.settings import choice
-from .components import condition_on_sources, normalise_latents
-
-logger = logging.getLogger(__name__)
+from .components import condition_on_sources, latent_shape, normalise_latents
+from .latent_statistics import Errors, channel_statistics, error_table, reconstruction_errors, shard_moments
+from .shared_work import share_tasks
+from .weights import weights_hash
 
 FORMAT_VERSION = 1
 KEY = "key.json"
@@ -39,15 +40,15 @@ MANIFEST = "manifest.json"
 METADATA = "metadata.parquet"
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 HELD_OUT = ("validation", "test")  # splits that nothing is trained on
-# A channel that hardly varies carries nothing; dividing by its deviation would blow up rounding.
-_DEAD_CHANNEL = 1e-5
+_SHARD_ROWS, _SHARD_BYTES = 256, 2**30  # largest file, unless told otherwise
 
 
 class LatentDataset(Dataset):
     """Latents that `encode_dataset` wrote, as a map-style torch dataset.
 
     An item is `{"latents": (M, z, h, w), "class_tokens": (M, z), "observed": (M,) bool}` in float32, not normalised, in
-    the order of `modalities`; zeros where missing. Shards are memory-mapped in the process that reads them.
+    the order of `modalities`; zeros where missing. Shards are memory-mapped in the process that reads them, and `read`
+    touches nothing of a shard but the latents asked for.
 
     Args:
         folder: What `encode_dataset` wrote.
@@ -103,12 +104,31 @@ class LatentDataset(Dataset):
         return np.stack([self.metadata[f"{name}_observed"].to_numpy(dtype=bool) for name in self.modalities], axis=1)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        file, row = self._locate(index)
+        item = {name: file.get_slice(name)[row] for name in ("latents", "class_tokens", "observed")}
+        return {name: value if name == "observed" else value.float() for name, value in item.items()}
+
+    def _locate(self, index: int) -> tuple[Any, int]:
+        """The open shard of an observation, and the row therein."""
         shard, row = divmod(int(self._rows[index]), self.manifest["shard_rows"])
         if shard not in self._open:
             self._open[shard] = safe_open(_shard_path(self.folder, shard), framework="pt")
-        file = self._open[shard]
-        item = {name: file.get_slice(name)[row] for name in ("latents", "class_tokens", "observed")}
-        return {name: value if name == "observed" else value.float() for name, value in item.items()}
+        return self._open[shard], row
+
+    def read(self, index: int, positions: Sequence[int], name: str = "latents") -> torch.Tensor:
+        """Latents, or class tokens, of some channels of an observation; those of other channels are not read.
+
+        Args:
+            index: The observation.
+            positions: The P channels, as `position` gives them.
+            name: `"latents"` or `"class_tokens"`.
+
+        Returns:
+            (P, z, h, w) or (P, z) float32, not normalised.
+        """
+        file, row = self._locate(index)
+        stored = file.get_slice(name)
+        return torch.stack([stored[row, position] for position in positions]).float()
 
     def position(self, modality: str) -> int:
         """Place of a channel in the second axis.
@@ -162,7 +182,7 @@ class PriorLatents(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row, label = (int(value) for value in self._items[index])
-        latent = self.latents[row]["latents"][self._positions[label]]
+        latent = self.latents.read(row, [self._positions[label]])[0]
         target = normalise_latents(latent, self.modalities[label], self.latents.mean, self.latents.std)
         return {"target": target, "class_label": torch.tensor(label)}
 
@@ -206,11 +226,11 @@ class TranslationLatents(Dataset):
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        item, statistics = self.latents[index], (self.latents.mean, self.latents.std)
-        hint, context = condition_on_sources(
-            item["latents"][None, self._sources], item["class_tokens"][None, self._sources], self.sources, *statistics
-        )
-        target = normalise_latents(item["latents"][self._target], self.target, *statistics)
+        statistics = self.latents.mean, self.latents.std
+        latents = self.latents.read(index, [*self._sources, self._target])  # (S + 1, z, h, w)
+        class_tokens = self.latents.read(index, self._sources, "class_tokens")  # (S, z)
+        hint, context = condition_on_sources(latents[None, :-1], class_tokens[None], self.sources, *statistics)
+        target = normalise_latents(latents[-1], self.target, *statistics)
         return {"target": target, "hint": hint[0], "context": context[0]}
 
 
@@ -221,14 +241,18 @@ def encode_dataset(
     *,
     dtype: str = "float16",
     batch_size: int = 32,
-    shard_rows: int = 256,
+    shard_rows: int | None = None,
     reconstruction_images: int = 128,
     progress: bool = True,
 ) -> LatentDataset:
     """Encodes a prepared dataset once; shards that are there already are kept, so that it may be interrupted.
 
     The latents of a VAE are the means of its posterior. Statistics are those of the rows of the split `"train"`, or of
-    all rows where the dataset has no such split.
+    all rows where the dataset has no such split. Where `torch.distributed` is initialised, every process calls this and
+    encodes its share of the shards, to a folder that all of them see; what is written does not depend on how many.
+
+    A process holds up to three times the bytes of a shard while it encodes, and a batch of images on the device;
+    statistics and errors are measured slice by slice.
 
     Args:
         model: The pretrained autoencoder, on the device that shall encode; it is put into evaluation mode.
@@ -236,7 +260,7 @@ def encode_dataset(
         output_dir: Folder of the latents.
         dtype: How they are stored, `"float16"` or `"float32"`.
         batch_size: Observations encoded at a time.
-        shard_rows: Observations a file.
+        shard_rows: Observations a file; None: as many as 1 GiB holds, 256 at most.
         reconstruction_images: Most held-out images a modality on which the autoencoder's error is measured.
         progress: Whether to show a progress bar.
 
@@ -244,56 +268,114 @@ def encode_dataset(
         The latents.
 
     Raises:
+        FileNotFoundError: The processes do not see each other's shards.
         ValueError: The folder holds latents of another autoencoder, dataset or preparation; the dataset does not fit
             the model; or a latent is not finite in `dtype`.
     """
     choice("dtype", dtype, tuple(_DTYPES))
-    folder = Path(output_dir)
+    folder, count = Path(output_dir), len(observations)
+    if shard_rows is None:
+        numbers = len(observations.modalities) * int(np.prod(latent_shape(model.config)))
+        shard_rows = max(1, min(_SHARD_ROWS, _SHARD_BYTES // (numbers * _DTYPES[dtype].itemsize)))
     key = latents_key(model, observations, dtype=dtype, shard_rows=shard_rows)
-    _claim(folder, key)
-    if (folder / MANIFEST).is_file():
-        return LatentDataset(folder)
+    shards = [range(start, min(count, start + shard_rows)) for start in range(0, count, shard_rows)]
     model.eval()
-    count = len(observations)
-    shards = range(-(-count // shard_rows))
-    bar = tqdm(total=count, desc="Encoding", unit="obs", disable=not progress)
-    for shard in shards:
-        rows = range(shard * shard_rows, min(count, (shard + 1) * shard_rows))
-        path = _shard_path(folder, shard)
-        if not path.is_file():
-            _write_shard(path, _encode_rows(model, observations, rows, _DTYPES[dtype], batch_size))
-        bar.update(len(rows))
+
+    def begin(_: None) -> list[int] | None:
+        _claim(folder, key)
+        if (folder / MANIFEST).is_file():
+            return None
+        return [shard for shard in range(len(shards)) if not _shard_path(folder, shard).is_file()]
+
+    # What the first process finds holds for all: none looks into a folder in which another writes already.
+    (missing,) = share_tasks([None], begin)
+    if missing is None:
+        return LatentDataset(folder)
+    done = count - sum(len(shards[shard]) for shard in missing)
+    bar = tqdm(total=count, initial=done, desc="Encoding", unit="obs", disable=not progress)
+
+    def encode(shard: int) -> None:
+        _write_shard(
+            _shard_path(folder, shard), _encode_rows(model, observations, shards[shard], _DTYPES[dtype], batch_size)
+        )
+        first = missing.index(shard) - rank()  # of this round
+        bar.update(sum(len(shards[other]) for other in missing[first : first + world_size()]))
+
+    share_tasks(missing, encode)
     bar.close()
+    metadata = _metadata(observations)
+    training = (metadata["split"] == "train").to_numpy(copy=True)
+    training = training if training.any() else ~training
+
+    def measure(shard: int) -> torch.Tensor:
+        if not _shard_path(folder, shard).is_file():
+            raise FileNotFoundError(
+                f"{folder}: expected the shards of all processes, got none at {_shard_path(folder, shard).name}. Name "
+                "a folder on a disk that all processes share."
+            )
+        return shard_moments(_shard_path(folder, shard), training[shards[shard].start : shards[shard].stop])
+
+    moments = torch.stack(share_tasks(range(len(shards)), measure)).sum(0)
+    apart = metadata["split"].isin(HELD_OUT).to_numpy()  # rows of gaps between the parts lie too close to training
+    held_out = np.flatnonzero(apart if apart.any() else training)
+    picked = np.unique(np.linspace(0, len(held_out) - 1, min(len(held_out), reconstruction_images)).astype(int))
+    reconstruction = _reconstruction(model, folder, shard_rows, observations, held_out[picked], batch_size)
+
+    def finish(_: None) -> None:
+        mean, std = channel_statistics(moments, observations.modalities)
+        temporary = folder / f".{METADATA}.tmp"
+        metadata.to_parquet(temporary)
+        temporary.replace(folder / METADATA)
+        manifest = {
+            "format": FORMAT_VERSION,
+            "key": key,
+            "modalities": observations.modalities,
+            "observations": count,
+            "shard_rows": shard_rows,
+            "shape": list(latent_shape(model.config)),
+            "latent_mean": mean,
+            "latent_std": std,
+            "preparation": observations.processor.statistics_key,
+            "reconstruction": reconstruction,
+        }
+        write_json(folder / MANIFEST, manifest)  # last: its presence says that the latents are whole
+
+    share_tasks([None], finish)
+    return LatentDataset(folder)
+
+
+def _metadata(observations: Observations) -> pd.DataFrame:
+    """What is kept beside the latents: facts of the rows, and which channels are there, but no facts of the images."""
     metadata = observations.metadata.drop(columns=["shard", "row"])
     metadata = metadata[[name for name in metadata.columns if not name.startswith(tuple(observations.modalities))]]
     for position, name in enumerate(observations.modalities):
         metadata[f"{name}_observed"] = observations.observed[:, position]
-    temporary = folder / f".{METADATA}.tmp"
-    metadata.to_parquet(temporary)
-    temporary.replace(folder / METADATA)
-    training = (metadata["split"] == "train").to_numpy(copy=True)
-    mean, std, shape = _statistics(folder, shards, observations.modalities, training if training.any() else ~training)
-    processor = observations.processor
-    manifest = {
-        "format": FORMAT_VERSION,
-        "key": key,
-        "modalities": observations.modalities,
-        "observations": count,
-        "shard_rows": shard_rows,
-        "shape": shape,
-        "latent_mean": mean,
-        "latent_std": std,
-        "preparation": processor.statistics_key,
-        "reconstruction": {},
-    }
-    apart = metadata["split"].isin(HELD_OUT).to_numpy()  # rows of gaps between the parts lie too close to training
-    held_out = np.flatnonzero(apart if apart.any() else training if training.any() else ~training)
-    picked = held_out[
-        np.unique(np.linspace(0, len(held_out) - 1, min(len(held_out), reconstruction_images)).astype(int))
-    ]
-    manifest["reconstruction"] = _reconstruction_error(model, folder, shard_rows, observations, picked, batch_size)
-    write_json(folder / MANIFEST, manifest)  # last: its presence says that the latents are whole
-    return LatentDataset(folder)
+    return metadata
+
+
+def _reconstruction(
+    model: SolarChipForPreTraining,
+    folder: Path,
+    shard_rows: int,
+    observations: Observations,
+    rows: np.ndarray,
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    """The autoencoder's own error on some rows, by modality; batches are the same for any number of processes."""
+    batches = []
+    for position in range(len(observations.modalities)):
+        kept = [int(row) for row in rows if observations.observed[row, position]]
+        batches += [(position, kept[start : start + batch_size]) for start in range(0, len(kept), batch_size)]
+
+    def measure(batch: tuple[int, list[int]]) -> Errors:
+        stored = {row: (_shard_path(folder, row // shard_rows), row % shard_rows) for row in batch[1]}
+        return reconstruction_errors(model, stored, observations, batch[0])
+
+    totals: dict[str, Errors] = {}
+    for (position, _), errors in zip(batches, share_tasks(batches, measure), strict=True):
+        name = observations.modalities[position]
+        totals[name] = totals.get(name, Errors()) + errors
+    return {name: error_table(errors, name, observations.processor.statistics) for name, errors in totals.items()}
 
 
 def latents_key(
@@ -327,22 +409,13 @@ def latents_key(
     for part in (observations.manifest["shards"], observations.processor.statistics):
         dataset.update(json.dumps(part, sort_keys=True).encode())
     return {
-        "autoencoder": weights_hash(model),
+        "autoencoder": weights_hash(model.state_dict()),
         "dataset": dataset.hexdigest(),
         "preparation": observations.processor.statistics_key,
         "modalities": observations.modalities,
         "dtype": dtype,
         "shard_rows": shard_rows,
     }
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 of a network's weights and buffers, by name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> None:
@@ -394,75 +467,6 @@ def _encode_rows(
     return {**tensors, "observed": observed}
 
 
-def _statistics(
-    folder: Path, shards: range, modalities: Sequence[str], training: np.ndarray
-) -> tuple[dict[str, list[float]], dict[str, list[float]], list[int]]:
-    """Per-channel mean and deviation over the marked rows, in float64, shard after shard."""
-    sums = squares = counts = None
-    start, shape = 0, []
-    for shard in shards:
-        with safe_open(_shard_path(folder, shard), framework="pt") as file:
-            latents, observed = file.get_tensor("latents").double(), file.get_tensor("observed")
-        stop = start + len(latents)
-        used = (observed & torch.from_numpy(training[start:stop, None])).double()  # (n, M)
-        weighted = latents * used[..., None, None, None]
-        parts = weighted.sum((0, 3, 4)), (weighted * latents).sum((0, 3, 4)), used.sum(0) * latents[0, 0, 0].numel()
-        sums, squares, counts = parts if sums is None else (sums + parts[0], squares + parts[1], counts + parts[2])
-        start, shape = stop, list(latents.shape[2:])
-    missing = [name for name, count in zip(modalities, counts.tolist(), strict=True) if not count]
-    if missing:
-        raise ValueError(f"observations: expected training images of every modality, got none of {', '.join(missing)}.")
-    mean = sums / counts[:, None]  # (M, z)
-    std = (squares / counts[:, None] - mean.square()).clamp(min=0).sqrt()
-    dead = std < _DEAD_CHANNEL
-    if dead.any():
-        logger.warning("%d latent channels hardly vary; they are centred but not scaled.", int(dead.sum()))
-        std[dead] = 1.0
-    named = (dict(zip(modalities, table.tolist(), strict=True)) for table in (mean, std))
-    return (*named, shape)  # type: ignore[return-value]
-
-
-@torch.no_grad()
-def _reconstruction_error(
-    model: SolarChipForPreTraining,
-    folder: Path,
-    shard_rows: int,
-    observations: Observations,
-    rows: np.ndarray,
-    batch_size: int,
-) -> dict[str, dict[str, Any]]:
-    """What decoding the stored latents loses, in physical units inside each modality's support."""
-    processor, observed = observations.processor, observations.observed
-    table: dict[str, dict[str, Any]] = {}
-    for position, name in enumerate(observations.modalities):
-        errors, correlations = [], []
-        kept = [int(row) for row in rows if observed[row, position]]
-        for start in range(0, len(kept), batch_size):
-            part = kept[start : start + batch_size]
-            stored = []
-            for row in part:
-                with safe_open(_shard_path(folder, row // shard_rows), framework="pt") as file:
-                    stored.append(file.get_slice("latents")[row % shard_rows, position])
-            decoded = model.decode(torch.stack(stored).float().to(model.device), [position] * len(part))
-            for row, image in zip(part, processor.unscale(decoded[:, 0], name), strict=True):
-                truth = np.asarray(observations.physical(row)[name], dtype=np.float64)
-                valid = np.isfinite(truth) & np.isfinite(image)
-                errors.append((image[valid] - truth[valid]).astype(np.float64))
-                correlations.append(float(np.corrcoef(image[valid], truth[valid])[0, 1]))
-        if not errors:
-            continue
-        error = np.concatenate(errors)
-        unit = (processor.statistics or {}).get("modalities", {}).get(name, {}).get("unit", MODALITIES[name].unit)
-        table[name] = {
-            "mae": float(np.abs(error).mean()),
-            "rmse": float(np.sqrt(np.square(error).mean())),
-            "correlation": float(np.mean(correlations)),
-            "unit": unit,
-            "images": len(errors),
-        }
-    return table
-
-
 __all__ = [
     "HELD_OUT",
     "LatentDataset",
@@ -470,5 +474,4 @@ __all__ = [
     "TranslationLatents",
     "encode_dataset",
     "latents_key",
-    "weights_hash",
 ]

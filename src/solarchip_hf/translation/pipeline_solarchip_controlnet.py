@@ -20,7 +20,7 @@ from .components import condition_on_sources, denormalise_latents, null_context
 from .consistency import PREPARATION, check_call, check_components
 from .generated_maps import Generation, generated_maps
 from .source_images import read_sources
-from .weights import WeightsDigest, fetch_snapshot, name_and_revision
+from .weights import WeightsDigest, align_weights, fetch_snapshot, name_and_revision
 
 
 @dataclass
@@ -44,6 +44,10 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
 
     The sources' latents steer a frozen prior over the target's latents through a ControlNet; the autoencoder decodes
     what was sampled. Several samples show how far the sources leave the target open.
+
+    `torch.compile` of the networks and `enable_model_cpu_offload` pass through. `enable_sequential_cpu_offload` moves
+    prior and ControlNet layer by layer and leaves the autoencoder on the device; it gives no Maps, whose cards name the
+    checksum of weights that are then out of reach.
 
     Source of the method: SolarCHIP (arXiv 2511.22958), on ControlNet (arXiv 2302.05543).
 
@@ -71,6 +75,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "autoencoder->unet"  # the ControlNet runs in every step too and is not part of a sequence
+    _exclude_from_cpu_offload = ("autoencoder",)  # of sequential offloading: it uses weights apart from their modules
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
@@ -95,6 +100,8 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
             scheduler=scheduler,
             image_processor=image_processor,
         )
+        for module in (autoencoder, unet, controlnet):
+            align_weights(module)
         if not source_modalities or target_modality is None or not latent_mean or not latent_std:
             raise ValueError(
                 "SolarChipControlNetPipeline: expected source_modalities, target_modality, latent_mean and latent_std, "
@@ -278,7 +285,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
         output = self.unet(
             latents,
             timestep,
-            encoder_hidden_states=null_context(self.unet, len(latents)).to(latents.device),
+            encoder_hidden_states=null_context(self.unet, len(latents), latents.device),
             class_labels=labels,
             return_dict=False,
             **residuals,

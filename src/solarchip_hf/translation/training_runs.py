@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,24 @@ logger = logging.getLogger(__name__)
 
 PRIOR_FORMAT = 1
 _PRIOR_FACTS = "prior.json"
+
+
+@dataclass
+class LatentsArguments:
+    """What prior and ControlNet are trained on; both are given the same."""
+
+    _argument_group_name = "latents: what prior and ControlNet are trained on, the same for both"
+
+    autoencoder: str = field(
+        default="solarchip/vit-base", metadata={"help": "Pretrained autoencoder: a folder, or a Hub name."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "A prepared dataset with the autoencoder's channels."})
+    latents_dir: str = field(
+        default="latents", metadata={"help": "Where the latents are kept, encoded once, on a disk of all processes."}
+    )
+    latents_dtype: str = field(default="float16", metadata={"help": "How they are stored: float16 or float32."})
+    encode_batch_size: int = field(default=32, metadata={"help": "Observations encoded at a time."})
+    note: str = field(default="", metadata={"help": "What the data are, for titles, as 'SyntheticSun'."})
 
 
 @dataclass
@@ -109,7 +127,7 @@ def open_latents(
     use_cpu: bool = False,
     progress: bool = True,
 ) -> OpenedLatents:
-    """Loads an autoencoder and a prepared dataset, and encodes what is not encoded yet; one process first.
+    """Loads an autoencoder and a prepared dataset, and encodes what is not encoded yet, each process its share.
 
     Args:
         autoencoder: Folder or Hub name of a pretrained `SolarChipForPreTraining`.
@@ -132,9 +150,8 @@ def open_latents(
     model = SolarChipForPreTraining.from_pretrained(autoencoder).requires_grad_(False).eval().to(state.device)
     observations = load_observations(dataset, modalities=model.config.modalities)
     _check_preparation(autoencoder, observations)
-    with state.main_process_first():
-        bar = progress and state.is_main_process
-        latents = encode_dataset(model, observations, latents_dir, dtype=dtype, batch_size=batch_size, progress=bar)
+    bar = progress and state.is_main_process
+    latents = encode_dataset(model, observations, latents_dir, dtype=dtype, batch_size=batch_size, progress=bar)
     return OpenedLatents(model, observations, latents)
 
 
@@ -227,6 +244,7 @@ def load_prior(folder: str | os.PathLike) -> Prior:
 
     Raises:
         FileNotFoundError: There is no prior.
+        ValueError: It is of another format.
     """
     folder = Path(folder)
     if not (folder / _PRIOR_FACTS).is_file():
@@ -234,6 +252,11 @@ def load_prior(folder: str | os.PathLike) -> Prior:
             f"prior: expected a folder with {_PRIOR_FACTS} that examples/train_prior.py wrote, got {str(folder)!r}."
         )
     facts = json.loads((folder / _PRIOR_FACTS).read_text(encoding="utf-8"))
+    if facts.get("format") != PRIOR_FORMAT:
+        raise ValueError(
+            f"{folder / _PRIOR_FACTS}: expected a prior of format {PRIOR_FORMAT}, got {facts.get('format')!r}. Load it "
+            "with the solarchip_hf that wrote it or a later one, or train the prior anew with examples/train_prior.py."
+        )
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     prediction = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     scheduler = build_scheduler("ddpm", prediction_type=prediction["prediction_type"])
@@ -337,6 +360,7 @@ def _display_range(images: np.ndarray, signed: bool, *, spread: bool) -> tuple[f
 
 
 __all__ = [
+    "LatentsArguments",
     "OpenedLatents",
     "Prior",
     "decode_latents",

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_ALIGNMENT = 64  # bytes; of torch's own allocations on the CPU
+
 
 def fetch_snapshot(name: str, **options: Any) -> str:
     """Brings a repository with a saved pipeline to the cache of the Hub.
@@ -56,6 +58,37 @@ def name_and_revision(folder: Path | None) -> tuple[str, str]:
     return "/".join(folder.resolve().parts[-2:]), "local"
 
 
+def weights_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Checksum of weights and buffers, as a `state_dict` gives them.
+
+    Args:
+        tensors: By name, in memory.
+
+    Returns:
+        Hexadecimal SHA-256 over names, types, shapes and values, in the order of the names.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def align_weights(module: torch.nn.Module) -> None:
+    """Moves weights on the CPU to aligned memory, in place, where they lie as a safetensors file happened to put them.
+
+    A matrix product may take another kernel on unaligned memory and round otherwise: without this, a pipeline that was
+    trained here and the same one loaded from its files differ in their last bits.
+
+    Args:
+        module: Any; weights on other devices stay where they are.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
 class WeightsDigest:
     """A checksum over the weights of several modules, computed anew only after they have changed."""
 
@@ -70,7 +103,7 @@ class WeightsDigest:
             modules: By name; a module wrapped by `torch.compile` counts as itself.
 
         Returns:
-            Hexadecimal SHA-256 over names, types, shapes and values as they are in memory.
+            `weights_hash` of them all as they are in memory, names led by their module's.
 
         Raises:
             ValueError: Weights were moved out of reach by sequential offloading.
@@ -86,13 +119,8 @@ class WeightsDigest:
             )
         state = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors.values())
         if self._state != state:
-            digest = hashlib.sha256()
-            for name in sorted(tensors):
-                tensor = tensors[name].detach().cpu().contiguous()
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            self._state, self._digest = state, digest.hexdigest()
+            self._state, self._digest = state, weights_hash(tensors)
         return self._digest
 
 
-__all__ = ["WeightsDigest", "fetch_snapshot", "name_and_revision"]
+__all__ = ["WeightsDigest", "fetch_snapshot", "name_and_revision", "weights_hash"]
