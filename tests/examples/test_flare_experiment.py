@@ -31,7 +31,7 @@ def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
     backbone = (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns
     said = capsys.readouterr().out
     assert "**Synthetic** data" in said
-    assert "three tries of learning rate and weight decay" in said
+    assert "3 tries of learning rate and weight decay" in said
     assert said.count('"chosen": true') == 4  # two networks, two seeds
     assert flare_experiment.main([*options, "--seeds", "1"]) == 0
     assert (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns == backbone

@@ -16,6 +16,7 @@ from solarchip_hf.data import split_flares
 from solarchip_hf.evaluation import ValidationScore
 from solarchip_hf.training import (
     FlareDataCollator,
+    FlareFit,
     FlareProbe,
     FlareTrainer,
     FlareTrainingArguments,
@@ -27,6 +28,7 @@ from solarchip_hf.training import (
     fit_flare_model,
     predict_flares,
 )
+from solarchip_hf.training.checkpoints import last_complete_checkpoint
 from solarchip_hf.training.flare_features import features_gib, pooled_statistics
 from solarchip_hf.training.flare_models import parse_class_weights
 
@@ -118,13 +120,14 @@ def test_a_standardised_probe_gives_the_same_logits_before_and_after(root, parts
         torch.testing.assert_close(probe(**batch).logits, expected, atol=1e-4, rtol=1e-4)
         projection = model.classifier.token_projections["hmi"]
         assert not torch.allclose(projection.weight, before["classifier.token_projections.hmi.weight"])
-        projection.weight.add_(0.1)  # as a step on standardised statistics
+        move = torch.randn(projection.weight.shape, generator=torch.Generator().manual_seed(0))
+        projection.weight.add_(move)  # as a step on standardised statistics
         learnt = probe(**batch).logits
         assert (learnt - expected).abs().max() > 1e-3
         probe.fold()
         torch.testing.assert_close(FlareProbe(model)(**batch).logits, learnt, atol=1e-4, rtol=1e-3)
     step = projection.weight - before["classifier.token_projections.hmi.weight"]
-    torch.testing.assert_close(step, (0.1 / deviation[0]).expand_as(step), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(step, move / deviation[0], atol=1e-4, rtol=1e-3)
 
 
 def test_of_several_tries_the_best_on_validation_is_kept(root, parts, score, tmp_path):
@@ -144,8 +147,27 @@ def test_of_several_tries_the_best_on_validation_is_kept(root, parts, score, tmp
     assert fit.best_score == scores[best] > min(scores)
     assert [record["chosen"] for record in records] == [index == best for index in range(3)]
     assert records[2]["weight_decay"] == 1.0
+    for number, record in enumerate(records, 1):  # each has its own checkpoints, which a resumed one goes on from
+        assert last_complete_checkpoint(tmp_path / f"try-{number}"), record
+    resumed = {**shared, "resume_from_checkpoint": "last"}
+    assert best_flare_fit(start, parts["train"], parts["validation"], resumed, tries, score=score)[1] == records
     with pytest.raises(ValueError, match="at least one try"):
         best_flare_fit(start, parts["train"], parts["validation"], shared, [], score=score)
+
+
+def test_a_try_without_a_finite_score_is_never_chosen(parts, tmp_path, monkeypatch):
+    scores = iter([float("nan"), 0.3, 0.4, float("nan")])
+
+    def fitted(*args, **kwargs):  # which scores a training ends with is not what is tested here
+        return FlareFit(None, "bss", next(scores), 1, 1, 0.0, 1, 1, [])
+
+    monkeypatch.setattr("solarchip_hf.training.flare_tries.fit_flare_model", fitted)
+    shared = fields(tmp_path, "linear")
+    fit, records = best_flare_fit(lambda: None, parts["train"], parts["validation"], shared, [{}] * 3)
+    assert fit.best_score == 0.4
+    assert [record["chosen"] for record in records] == [False, False, True]
+    with pytest.raises(ValueError, match="finite validation score"):
+        best_flare_fit(lambda: None, parts["train"], parts["validation"], shared, [{}])
 
 
 @pytest.mark.parametrize("tuning", ["linear", "attentive", "staged", "full", "lora"])

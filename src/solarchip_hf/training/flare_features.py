@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # A statistic that varies less than this between days, beside tokens of unit variance, is noise.
 _LEAST_DEVIATION = 1e-3
-_AT_A_TIME = 256  # observations whose tokens are in memory for their statistics
+_AT_A_TIME = 32  # observations whose tokens are in memory for their statistics
 
 
 class FlareDataCollator(SolarChipDataCollator):

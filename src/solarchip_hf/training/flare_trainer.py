@@ -282,6 +282,11 @@ def _check(model: Any, train: Any, validation: Any, args: FlareTrainingArguments
             f"train: expected observations for tuning={args.tuning!r} with augmentation={args.augmentation!r}, got "
             "features of a frozen backbone."
         )
+    if args.tuning in FROZEN and args.gradient_checkpointing:
+        raise ValueError(
+            f"gradient_checkpointing: expected False for tuning={args.tuning!r}, got True: a frozen backbone keeps no "
+            "activations."
+        )
     wanted = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if validation is not None and args.load_best_model_at_end and score is None and wanted != "loss":
         raise ValueError(
@@ -327,8 +332,9 @@ def _run(
         else:
             train, validation = _encode(model, train, validation, args)
     if args.tuning in FROZEN:
+        statistics = pooled_statistics(model, train, **_encoding(args))  # first: encoding moves the model to its device
         probe = trained = FlareProbe(model, images=not isinstance(train, FrozenFeatures))
-        probe.standardize(*pooled_statistics(model, train, **_encoding(args)))
+        probe.standardize(*statistics)
     tuner = None
     if args.tuning == "lora":
         tuner = add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)

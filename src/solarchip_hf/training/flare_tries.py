@@ -1,6 +1,8 @@
 """Several tries of a tuning, of which validation keeps the best: the same care for every network of a comparison."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..models.modeling_solarchip_classification import SolarChipForImageClassification
@@ -23,7 +25,7 @@ def best_flare_fit(
         build: Gives the model that a try begins with.
         train: As for `fit_flare_model`.
         validation: As for `fit_flare_model`; it chooses, so it must be there.
-        args: Fields of `FlareTrainingArguments` that all tries share.
+        args: Fields of `FlareTrainingArguments` that all tries share; each try has `output_dir/try-N` for itself.
         tries: Fields that differ, as `[{"weight_decay": 0.1}, {"weight_decay": 1.0}]`.
         score: As for `fit_flare_model`.
 
@@ -31,19 +33,24 @@ def best_flare_fit(
         The best fit; and every try in order: its fields with `score`, `step` and `chosen`.
 
     Raises:
-        ValueError: No try, no validation part, or as for `fit_flare_model`.
+        ValueError: No try, no validation part, no try with a finite score, or as for `fit_flare_model`.
     """
     if not tries or validation is None:
         raise ValueError("tries, validation: expected at least one try and a part to judge it by, got none.")
     best: FlareFit | None = None
     records: list[dict[str, Any]] = []
-    for fields in tries:
+    for number, fields in enumerate(tries, 1):
         arguments = FlareTrainingArguments(**{**args, **fields})
+        arguments.output_dir = str(Path(arguments.output_dir or ".") / f"try-{number}")
         fit = fit_flare_model(build(), train, validation, arguments, score=score)
         records.append({**fields, "score": fit.best_score, "step": fit.best_step, "chosen": False})
         sign = -1 if fit.score_name.endswith("loss") else 1
+        if not math.isfinite(fit.best_score):
+            continue
         if best is None or sign * fit.best_score > sign * best.best_score:
             best, chosen = fit, records[-1]
+    if best is None:
+        raise ValueError(f"tries: expected one with a finite validation score, got none: {records}.")
     chosen["chosen"] = True
     return best, records
 
