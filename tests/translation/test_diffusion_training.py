@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from tiny_latents import RandomLatents, arguments, schedule, tiny_controlnet, tiny_prior
 
-from solarchip_hf.training.checkpoints import INCOMPLETE, last_complete_checkpoint
+from solarchip_hf.training.checkpoints import INCOMPLETE, last_complete_checkpoint, write_manifest
 from solarchip_hf.translation.components import null_context
 from solarchip_hf.translation.diffusion_objective import (
     ControlNetPrediction,
@@ -123,6 +123,20 @@ def test_accumulation_and_worker_processes_resume_too(tmp_path):
     again = prior_trainer(
         tmp_path / "again", seed=9, resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"), **options
     )
+    again.train()
+    assert_same_run(again, whole)
+
+
+def test_a_checkpoint_that_kept_the_losses_of_one_process_plainly_resumes(tmp_path):
+    whole = prior_trainer(tmp_path / "whole", save_steps=3)
+    whole.train()
+    folder = tmp_path / "whole" / "checkpoint-3"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert len(state["pending"]) == 1
+    assert len(state["pending"][0]) == 1  # losses are logged every second step
+    (folder / "trainer_state.json").write_text(json.dumps({**state, "pending": state["pending"][0]}))
+    write_manifest(folder)
+    again = prior_trainer(tmp_path / "again", save_steps=3, resume_from_checkpoint=str(folder))
     again.train()
     assert_same_run(again, whole)
 
@@ -343,7 +357,7 @@ def test_bfloat16_trains_and_averages(tmp_path):
     assert torch.equal(trainer.model.conv_in.weight, trainer.ema.shadow_params[0])
 
 
-@pytest.mark.parametrize(("given", "effective"), [(None, "bf16"), ("no", "no"), ("bf16", "bf16")])
+@pytest.mark.parametrize(("given", "effective"), [(None, "bf16"), ("no", "no"), (False, "no"), ("bf16", "bf16")])
 def test_the_launchers_precision_holds_unless_the_arguments_say_otherwise(given, effective, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # what accelerate launch --mixed_precision bf16 sets
     options = {} if given is None else {"mixed_precision": given}

@@ -99,6 +99,8 @@ class DiffusionArguments:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
         choice("lr_scheduler", self.lr_scheduler, LR_SCHEDULERS)
+        if self.mixed_precision is False:  # YAML's bare `no`
+            self.mixed_precision = "no"
         choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 or more and below 1, got {self.ema_decay}.")
@@ -464,6 +466,8 @@ class DiffusionTrainer:
             self.accelerator.scaler.load_state_dict(moments["scaler"])
         self.step, self.log_history = state["step"], state["log_history"]
         pending = state["pending"]
+        if not pending or not isinstance(pending[0], list):  # of one process, as they were kept at first
+            pending = [pending]
         if len(pending) == self.accelerator.num_processes:
             own = pending[self.accelerator.process_index]
         else:
