@@ -52,10 +52,10 @@ quickstart: $(VENV)/.run  ## Draw a small synthetic Sun, pretrain on it, load it
 translate-demo: $(VENV)/.run  ## Translate synthetic magnetograms to 171 and back by ControlNet (20 minutes, 2 cores)
 	@echo "== 1/6 Drawing a synthetic archive as FITS files: $(TRANSLATE)/archive"
 	@$(BIN)/python examples/draw_synthetic_archive.py --output $(TRANSLATE)/archive --modalities hmi 171 --size 64 --workers 2 \
-	    --start 2012-06-01 --end 2015-09-14 --cadence 12h --seed 2
+	    --start 2012-06-01 --end 2015-09-14 --cadence 12h --seed 3
 	@echo "   ... and the held-out days"
 	@$(BIN)/python examples/draw_synthetic_archive.py --output $(TRANSLATE)/archive --modalities hmi 171 --size 64 --workers 2 \
-	    --start 2016-03-15 --end 2016-06-19 --cadence 2D --seed 2
+	    --start 2016-03-15 --end 2016-06-19 --cadence 2D --seed 3
 	@echo "== 2/6 Preparing: $(TRANSLATE)/prepared"
 	@$(BIN)/python examples/prepare_data.py prepare $(TRANSLATE)/archive $(TRANSLATE)/prepared --size 64 \
 	    --train-end 2015-10-20 --modalities hmi 171 --workers 2
@@ -67,7 +67,7 @@ translate-demo: $(VENV)/.run  ## Translate synthetic magnetograms to 171 and bac
 	@$(BIN)/accelerate launch --config_file examples/accelerate/cpu.yaml examples/train_controlnet.py \
 	    examples/configs/translate_controlnet.yaml --sources hmi --target 171 --output_dir $(TRANSLATE)/hmi-to-aia171
 	@$(BIN)/accelerate launch --config_file examples/accelerate/cpu.yaml examples/train_controlnet.py \
-	    examples/configs/translate_controlnet.yaml --sources 171 --target hmi --max_steps 1250 --output_dir $(TRANSLATE)/aia171-to-hmi
+	    examples/configs/translate_controlnet.yaml --sources 171 --target hmi --max_steps 1100 --output_dir $(TRANSLATE)/aia171-to-hmi
 	@echo "== 6/6 Held-out synthetic days, beside the baselines"
 	@$(BIN)/python examples/evaluate_translation.py $(TRANSLATE)/hmi-to-aia171 $(TRANSLATE)/prepared --note synthetic \
 	    --output $(TRANSLATE)/hmi-to-aia171/evaluation
