@@ -161,7 +161,10 @@ class Translator:
             facts, physical = processor.to_physical(file, name)
             given[name] = processor.to_map(physical, name, facts)
         model, revision = self.pipeline.identity
-        title = f"{model} ({revision[:12]}), {parts['prediction'].date.isot[:19]}: generated, not observed"
+        creators = [value for card, value in parts["prediction"].meta.items() if card.lower().startswith("srccre")]
+        synthetic = any("SyntheticSun" in value for value in creators)
+        made = "generated from a SYNTHETIC image, not observed" if synthetic else "generated, not observed"
+        title = f"{model} ({revision[:12]}), {parts['prediction'].date.isot[:19]}: {made}"
         figure = translation_figure(given, parts["prediction"], parts.get("uncertainty"), self.target, title)
         partial = path.with_name(f".{path.name}.part")
         figure.savefig(partial, format="png")

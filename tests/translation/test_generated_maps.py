@@ -94,6 +94,8 @@ def test_cards_say_that_it_is_generated_from_what_and_by_which_weights(archive, 
         assert header[f"SRCHAS{index}"] == "file"
         assert header[f"SRCCRE{index}"] == "solarchip_hf.data.SyntheticSun"  # of a synthetic Sun, and it says so
     assert "drawn by a diffusion model" in " ".join(header["HISTORY"])
+    assert header["HISTORY"][2].startswith("Translated to ")
+    assert "from a SYNTHETIC image of" in header["HISTORY"][2]
     assert str(tmp_path) not in header.tostring()  # no paths of this machine
     # From the first of HMI's 720 s to its last; AIA's two seconds lie within
     times = [read_image(archive[name]).time.replace(tzinfo=None) for name in ("hmi", "aia171")]

@@ -194,8 +194,9 @@ def _history(sources: Sequence[SourceRecord], generation: Generation) -> str:
         "by no instrument. The cards of the instrument name what is imitated.",
     ]
     for record in sources:
-        drawn = "approximate quick-look" if record.approximate else "image"
-        lines.append(f"Translated to {generation.target} from an {drawn} of {record.modality}.")
+        kind = "an approximate quick-look" if record.approximate else "an image"
+        kind = "a SYNTHETIC image" if "SyntheticSun" in record.creator else kind
+        lines.append(f"Translated to {generation.target} from {kind} of {record.modality}.")
     return "\n".join(lines)
 
 
