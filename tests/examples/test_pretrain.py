@@ -179,7 +179,7 @@ def test_sigterm_to_every_process_saves_the_step_and_the_run_resumes(config, tmp
                 process.send_signal(signal.SIGTERM)
             break
     rest = [process.communicate(timeout=250)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, "".join(lines) + rest[0]
+    assert [process.returncode for process in processes] == [0] * world_size, "".join([*lines, *rest])
     stopped = int(re.search(r"Stopped behind step (\d+); --resume_from_checkpoint last", rest[0]).group(1))
     assert f"SIGTERM: saving step {stopped} and stopping" in rest[0]
     assert stopped < 1000
@@ -189,7 +189,7 @@ def test_sigterm_to_every_process_saves_the_step_and_the_run_resumes(config, tmp
     arguments[arguments.index("1000")] = str(stopped + 2)
     processes = start_ranks([*arguments, "--resume_from_checkpoint", "last"], world_size)
     said = [process.communicate(timeout=250)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, said[0]
+    assert [process.returncode for process in processes] == [0] * world_size, "".join(said)
     assert f"Resuming from {out / f'checkpoint-{stopped}'}" in said[0]
     facts = json.loads((out / "metrics.json").read_text())["metrics"]
     assert facts["eval_reconstruction_mae_hmi_G"] > 0

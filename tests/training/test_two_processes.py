@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,12 @@ def test_a_signal_to_one_process_stops_both_and_the_resumed_run_is_the_undisturb
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+def test_at_the_end_the_wrapper_goes_before_its_group(folders):
+    for rank in (0, 1):
+        ending = json.loads((folders[1] / "resumed" / f"ending_{rank}.json").read_text())
+        assert ending == {"wrapper": "DistributedDataParallel", "wrapper lives": False, "group lives": False}
+
+
 def test_gallery_is_whole_and_in_order(folders):
     one, two = folders
     for left, right in zip(facts(one)["rows"], facts(two)["rows"], strict=True):
@@ -134,4 +141,10 @@ if __name__ == "__main__":
     run(Path(sys.argv[1]) / "cached", 4, gradient_cache_chunk=3)
     stopped = Path(sys.argv[1]) / "stopped"
     run(stopped, 4, callbacks=[TerminateOneRank()])
-    run(Path(sys.argv[1]) / "resumed", 4, resume=str(stopped / "checkpoint-2"))
+    resumed = Path(sys.argv[1]) / "resumed"
+    trainer = run(resumed, 4, resume=str(stopped / "checkpoint-2"))
+    wrapped = weakref.ref(trainer.model_wrapped)
+    kind = type(wrapped()).__name__
+    trainer.end()
+    ending = {"wrapper": kind, "wrapper lives": wrapped() is not None, "group lives": torch.distributed.is_initialized()}
+    (resumed / f"ending_{trainer.args.process_index}.json").write_text(json.dumps(ending))

@@ -1,5 +1,6 @@
 """The contrastive Trainer: transformers' own, with augmentation, terms by name, and retrieval as its evaluation."""
 
+import gc
 import math
 import re
 from collections.abc import Mapping
@@ -135,6 +136,18 @@ class SolarChipTrainer(Trainer):
     def stopped_by_signal(self) -> bool:
         """Whether the last training was ended early by SIGTERM, with a checkpoint to resume from."""
         return self._stop.stopped
+
+    def end(self) -> None:
+        """Parts from the other processes, at the end of a script; nothing is trained or evaluated behind it.
+
+        All arrive first, and the wrapper goes before its process group: a DDP that outlives the group keeps gloo's
+        threads, which may abort the interpreter as it ends (SIGABRT).
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, from a whole checkpoint only.
