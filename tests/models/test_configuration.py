@@ -150,6 +150,7 @@ def test_every_field_is_checked(fields):
         ("vit", {"decoder_intermediate_size": 0}),
         ("vit", {"decoder_num_hidden_layers": -1}),
         ("vit", {"decoder_num_attention_heads": 5}),
+        ("vit", {"hidden_act": "no_such_activation"}),
         ("vit", {"decoder_hidden_size": 34, "decoder_position_embedding": True}),
         ("vit", {"decoder_layout": "rows"}),
         ("cnn", {"image_size": 30}),

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
 
-from solarchip_hf.models.header_cards import calendar_time, number, parse_time, plain_cards, text
+from solarchip_hf.models.header_cards import calendar_time, number, parse_time, plain_cards, text, try_time
 from solarchip_hf.models.headers import SolarImage, SolarImageError
 from solarchip_hf.models.pointing import earth_sun_distance, read_pointing
 from solarchip_hf.models.quality import decode_quality, parse_quality
@@ -118,6 +118,17 @@ def test_a_bare_stamp_follows_the_default_scale():
 def test_nonsense_times_are_refused(stamp):
     with pytest.raises(ValueError, match=r"time stamp|month"):
         parse_time(stamp)
+
+
+def test_a_date_alone_takes_its_time_of_day_from_the_card_beside_it():
+    header = {"DATE-OBS": "2014-03-01", "TIME-OBS": "06:30:15.5"}
+    assert try_time(header, "DATE-OBS") == datetime(2014, 3, 1, 6, 30, 15, 500000, tzinfo=UTC)
+    assert try_time({"date_obs": "2014/03/01", "time_obs": "06:30"}, "DATE_OBS") == datetime(
+        2014, 3, 1, 6, 30, tzinfo=UTC
+    )
+    whole = {"DATE-OBS": "2014-03-01T12:00:00", "TIME-OBS": "06:30:00"}
+    assert try_time(whole, "DATE-OBS") == NOON
+    assert try_time({"DATE-OBS": "2014-03-01"}, "DATE-OBS") == datetime(2014, 3, 1, tzinfo=UTC)
 
 
 def test_calendar_time_keeps_the_date_of_the_slot():

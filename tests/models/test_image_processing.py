@@ -14,7 +14,9 @@ from transformers import AutoImageProcessor
 
 from solarchip_hf import MODALITIES, MODALITY_NAMES, SolarChipImageProcessor, SolarImageError, read_image
 from solarchip_hf.models.geometry import RSUN_PIXELS_1024, disk_mask
+from solarchip_hf.models.header_cards import GENERATING_PROGRAM
 from solarchip_hf.models.image_statistics import published_statistics
+from solarchip_hf.translation import generated_maps
 
 SIZE = 128
 
@@ -175,6 +177,11 @@ def test_quicklooks_only_when_told(processor, sdo_folder):
         processor(levels, modality="171")
     as_levels = processor(levels, modality="171", quicklook=True)["pixel_values"]
     assert np.corrcoef(as_levels.ravel(), from_file["pixel_values"].ravel())[0, 1] > 0.9
+    grey = picture.convert("RGB")  # three equal channels, as many tools open a grey picture
+    assert torch.equal(processor(grey, modality="171", quicklook=True)["pixel_values"], as_picture)
+    coloured = Image.merge("RGB", (picture, picture, picture.point(lambda level: level // 2)))
+    with pytest.raises(SolarImageError, match="Colour is not intensity"):
+        processor(coloured, modality="171", quicklook=True)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -226,6 +233,35 @@ def test_quality_and_header_cards(processor, tmp_path):
         processor(write_hmi(tmp_path / "as_is.fits", data, CROTA2=None))
     with pytest.raises(SolarImageError, match="as-is"):
         processor(write_hmi(tmp_path / "bare.fits", data, CRPIX1=None))
+
+
+def test_generated_images_are_told_by_their_cards(processor, tmp_path):
+    cards = {"QUALITY": 2**31, "GENERATD": True, "CREATOR": GENERATING_PROGRAM, "MODEL": "solarchip/aia171-to-hmi"}
+    assert generated_maps.CREATOR == GENERATING_PROGRAM  # who writes the card and who reads it
+    path = write_hmi(tmp_path / "generated.fits", magnetogram(), **cards)
+    with pytest.raises(SolarImageError, match="observed image, got one that the model solarchip/aia171-to-hmi") as told:
+        processor(path)
+    assert "generated" in str(told.value)
+    assert "QUALITY" not in str(told.value)
+    # a quality word that someone has cleared makes no observation of it
+    cleared = write_hmi(tmp_path / "cleared.fits", magnetogram(), **{**cards, "QUALITY": 0})
+    assert read_image(cleared).reason.startswith("generated image (MODEL: solarchip/aia171-to-hmi), which no")
+    with pytest.raises(SolarImageError, match="generated"):
+        processor({"hmi": cleared})
+    assert processor(path, require_usable=False)["modality_ids"].tolist() == [0]
+
+
+def test_images_of_one_observation_that_lie_hours_apart_bring_a_warning(sdo_folder, tmp_path, caplog):
+    processor = SolarChipImageProcessor(size=SIZE, modalities=["hmi", "aia171", "aia304"])
+    aia = {name: sdo_folder / f"AIAsynoptic{name}.fits" for name in ("0171", "0304")}
+    near = write_hmi(tmp_path / "near.fits", magnetogram(), T_REC="2024.10.04_16:12:00_TAI", T_OBS=None)
+    far = write_hmi(tmp_path / "far.fits", magnetogram(), T_REC="2024.10.04_12:00:00_TAI", T_OBS=None)
+    with caplog.at_level("WARNING", logger="solarchip_hf"):
+        processor([aia, {**aia, "hmi": near}, {"hmi": far}, {**aia, "hmi": np.zeros((SIZE, SIZE))}])
+        assert not caplog.records
+        batch = processor([aia, {**aia, "hmi": far}])
+    assert batch["observed"].tolist() == [[False, True, True], [True, True, True]]
+    assert "observation 1: expected images of one time, got hmi at 2024-10-04T12:00:00" in caplog.text
 
 
 # Photometry -----------------------------------------------------------------------------------------------------------
@@ -383,6 +419,13 @@ def test_settings_are_checked():
         ({"size": "128"}, "size: expected a whole number of pixels, 8 or more, got '128'"),
         ({"modalities": "171"}, "modalities: expected a list of names, got the text '171'"),
         ({"degradation": "no/such/table.csv"}, "which is no file"),
+        ({"degradation": {"name": "t", "factors": {"171": {"May 2010": 1.0, "2020-01-01": 0.9}}}}, "dates such as"),
+        (
+            {"preset": "published", "size": 128},
+            "size: expected none beside preset='published', which sets it",
+        ),
+        ({"preset": "published", "photometry": "dn_per_s"}, "photometry: expected none beside preset"),
+        ({"preset": "published", "statistics": {"source": "mine"}}, "statistics: expected none beside preset"),
         ({"preset": "best"}, "preset: expected one of 'published'"),
     ):
         with pytest.raises(ValueError, match=sentence):

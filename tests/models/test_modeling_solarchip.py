@@ -121,10 +121,20 @@ def test_tuple_equals_dict(backbone):
 
 def test_ids_are_checked():
     model = SolarChipModel(tiny_config())
-    for ids in (None, [0], [0, 3], [-1, 0]):
+    for ids in (None, [0], [0, 3], [-1, 0], np.array([0, 3]), torch.tensor([[0], [1]])):
         with pytest.raises(ValueError, match=r"modality_ids: expected 2 numbers in 0\.\.2"):
             model(images(2), ids)
+    listed, as_array = model(images(2), [2, 0]), model(images(2), np.array([2, 0]))
+    assert torch.equal(as_array.last_hidden_state, listed.last_hidden_state)
     assert SolarChipModel(tiny_config(modalities=["171"]))(images(2)).pooler_output.shape == (2, 32)
+
+
+def test_observations_given_to_the_encoders_alone_name_who_takes_them():
+    config = tiny_config()
+    processor = SolarChipImageProcessor(size=config.image_size, modalities=config.modalities)
+    batch = processor({"hmi": np.ones((config.image_size, config.image_size))})
+    with pytest.raises(ValueError, match="a list of images instead of mappings, or take SolarChipForPreTraining or"):
+        SolarChipModel(config)(**batch)
 
 
 def test_unknown_modalities_are_refused_by_the_model():

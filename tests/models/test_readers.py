@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
 
 from solarchip_hf.models.headers import SolarImageError
@@ -427,7 +428,19 @@ def test_one_bright_pixel_is_no_blank_image():
 
 @pytest.mark.parametrize(
     ("written", "unit"),
-    [(None, "DN"), ("", "DN"), ("DN", "DN"), ("ct", "DN"), ("DN/s", "DN/s"), ("DN / s", "DN/s"), ("ct / s", "DN/s")],
+    [
+        (None, "DN"),
+        ("", "DN"),
+        ("DN", "DN"),
+        ("ct", "DN"),
+        ("DN/s", "DN/s"),
+        ("DN / s", "DN/s"),
+        ("ct / s", "DN/s"),
+        ("DN/pix", "DN"),
+        ("counts / pixel", "DN"),
+        ("DN/pix/s", "DN/s"),
+        ("DN / (pix s)", "DN/s"),
+    ],
 )
 def test_units_of_aia(written, unit):
     assert read_image(fits_bytes(BUNIT=written)).unit == unit
@@ -466,6 +479,21 @@ def test_other_instrument_as_told():
         read_image(content, modality="aia304")
     with pytest.raises(SolarImageError, match="INSTRUME"):
         read_image(fits_bytes(INSTRUME="SOT", TELESCOP="HINODE", BUNIT="K"), modality="aia171")
+
+
+def test_a_reprojected_map_has_lost_its_instrument_and_unit(sdo_folder):
+    sunpy_map = pytest.importorskip("sunpy.map")
+    aia = sunpy_map.Map(sdo_folder / "AIAsynoptic0171.fits").resample([64, 64] * u.pix)
+    moved = aia.reproject_to(aia.rotate(20 * u.deg).wcs)
+    assert not {"instrume", "telescop", "bunit"} & set(moved.meta)
+    with pytest.raises(SolarImageError, match=r"no INSTRUME or TELESCOP card\. Pass modality= if you know"):
+        require_modality(read_image(moved))
+    told = read_image(moved, modality="171")
+    assert (told.modality, told.unit, told.usable) == ("aia171", "DN", True)
+    assert "BUNIT is missing too: taken as DN, the archive's unit of aia171." in told.notes
+    # a unit that is there counts, and another instrument's is not guessed
+    assert read_image(fits_bytes(INSTRUME=None, TELESCOP=None, BUNIT="DN/s"), modality="171").unit == "DN/s"
+    assert read_image(fits_bytes(INSTRUME="EUVI", TELESCOP="STEREO", WAVELNTH=None), modality="171").unit == ""
 
 
 def test_as_is_export_without_cards():

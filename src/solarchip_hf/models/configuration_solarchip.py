@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .calibration import check_calibration
 from .forecast_window import read_window
@@ -95,6 +96,7 @@ class SolarChipViTConfig(PreTrainedConfig):
         """Checks that the numbers fit together (part of the `@strict` validation)."""
         _require_positive(self, "image_size", "patch_size", "hidden_size", "intermediate_size", "num_attention_heads")
         _require_positive(self, "layer_norm_eps", "initializer_range", "initializer_factor")
+        _require(self, self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(ACT2FN)}")
         _require(self, self.num_hidden_layers >= 0, "num_hidden_layers", "zero or more")
         _require(self, self.num_channels == 1, "num_channels", "1 (every modality is an image of its own)")
         _require(self, 0 <= self.attention_dropout < 1, "attention_dropout", "a number in [0, 1)")

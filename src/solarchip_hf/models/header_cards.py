@@ -26,6 +26,9 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 
+# CREATOR of the images that the translation pipeline writes.
+GENERATING_PROGRAM = "solarchip_hf.SolarChipControlNetPipeline"
+
 # Cards that describe how a file stores its image rather than the image, and those of the compressing table.
 _STORAGE = re.compile(
     r"SIMPLE|XTENSION|EXTEND|PCOUNT|GCOUNT|TFIELDS|THEAP|EXTNAME|CHECKSUM|DATASUM|END|"
@@ -156,9 +159,15 @@ def parse_time(stamp: str, *, default_scale: str = "UTC") -> datetime:
 
 
 def try_time(header: Mapping[str, Any], *names: str, default_scale: str = "UTC") -> datetime | None:
-    """The first card among `names` that holds a time, in UTC; None where none does."""
+    """The first card among `names` that holds a time, in UTC; None where none does.
+
+    A date alone takes its time of day from the card beside it (TIME-OBS beside DATE-OBS), as older files write it.
+    """
     for name in names:
         stamp = text(header, name)
+        beside = text(header, name.replace("DATE", "TIME"))
+        if "DATE" in name and beside and ":" not in stamp:
+            stamp = f"{stamp}T{beside}"
         try:
             if stamp:
                 return parse_time(stamp, default_scale=default_scale)
@@ -178,6 +187,13 @@ def instrument_of(header: Mapping[str, Any]) -> str:
     return text(header, "INSTRUME", "TELESCOP").upper()
 
 
+def generator_of(header: Mapping[str, Any]) -> str:
+    """The model that drew a generated image, as MODEL names it; empty for an observed (or simulated) one."""
+    if card(header, "GENERATD") is not True and text(header, "CREATOR") != GENERATING_PROGRAM:
+        return ""
+    return text(header, "MODEL") or "unnamed"
+
+
 def is_helioprojective(header: Mapping[str, Any]) -> bool:
     """Whether the axes are helioprojective (seen by the observer), not a map projection such as `CRLN-CEA`."""
     first, second = (text(header, name).upper().replace("_", "").replace("-", "") for name in ("CTYPE1", "CTYPE2"))
@@ -187,8 +203,10 @@ def is_helioprojective(header: Mapping[str, Any]) -> bool:
 
 
 __all__ = [
+    "GENERATING_PROGRAM",
     "calendar_time",
     "card",
+    "generator_of",
     "instrument_of",
     "is_helioprojective",
     "is_storage_card",

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypedDict
 
@@ -20,6 +21,7 @@ from .geometry import (
     disk_mask,
     to_canonical,
 )
+from .header_cards import generator_of
 from .headers import SolarImage, SolarImageError
 from .image_inputs import as_list, image_from_array, is_array
 from .image_statistics import approximate_statistics, check_statistics, is_approximate, published_statistics
@@ -35,6 +37,16 @@ logger = logging.getLogger(__name__)
 # support: HMI to the limb, AIA to the circle inscribed in the frame, zero after scaling elsewhere. disk: all to the
 # limb. keep: nothing is cut, missing pixels are zero after scaling. zero: missing pixels are zero before scaling.
 OFF_DISK_POLICIES = ("support", "disk", "keep", "zero")
+_PUBLISHED: dict[str, Any] = {
+    "size": 1024,
+    "geometry": "none",
+    "photometry": "dn",
+    "degradation": None,
+    "scaling": "log1p",
+    "off_disk": "zero",
+}
+# Nominal times of one observation that lie farther apart bring a warning; pairing itself is far stricter.
+FARTHEST_TIMES = timedelta(hours=1)
 
 
 class SolarChipImageProcessorKwargs(TypedDict, total=False):
@@ -83,7 +95,8 @@ class SolarChipImageProcessor(BaseImageProcessor):
         off_disk: `"support"` (HMI to the limb, AIA to the circle inscribed in the frame, zero elsewhere), `"disk"`,
             `"keep"` or `"zero"` (missing pixels are zero before scaling). None: `"zero"` for geometry `"none"`,
             `"support"` otherwise.
-        preset: `"published"` sets everything but `modalities` as the published method has it; see `published`.
+        preset: `"published"` sets everything but `modalities` as the published method has it; see `published`. Other
+            settings beside it are refused.
 
     Raises:
         ValueError: A setting is unknown or misspelt, or the statistics belong to other settings.
@@ -111,8 +124,16 @@ class SolarChipImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         if preset is not None:
             choice("preset", preset, ("published",))
-            size, geometry, photometry, degradation, scaling, off_disk = 1024, "none", "dn", None, "log1p", "zero"
-            statistics = published_statistics()
+            published = {**_PUBLISHED, "statistics": published_statistics()}
+            given = (square_size(size), geometry, photometry, degradation, scaling, off_disk, statistics)
+            defaults = SolarChipImageProcessor.__init__.__kwdefaults__ or {}
+            for (name, value), other in zip(published.items(), given, strict=True):
+                if other not in (value, defaults[name]):
+                    raise ValueError(
+                        f"{name}: expected none beside preset={preset!r}, which sets it too, got {other!r}. "
+                        "Leave one of the two out."
+                    )
+            size, geometry, photometry, degradation, scaling, off_disk, statistics = published.values()
         if isinstance(modalities, str):  # a sequence too, of letters
             raise ValueError(f"modalities: expected a list of names, got the text {modalities!r}.")
         self.modalities = [resolve_modality(name) for name in (MODALITY_NAMES if modalities is None else modalities)]
@@ -218,6 +239,11 @@ class SolarChipImageProcessor(BaseImageProcessor):
             raise SolarImageError(
                 image.source, "modality", f"one that this processor has ({', '.join(self.modalities)})", name,
                 "Load the processor with modalities= that include it.",
+            )  # fmt: skip
+        if require_usable and (generator := generator_of(image.header)):
+            raise SolarImageError(
+                image.source, "CREATOR", "an observed image", f"one that the model {generator} (MODEL) generated",
+                "Give the file that it was made from, or pass require_usable=False to take it for an observation.",
             )  # fmt: skip
         if require_usable and not image.usable:
             raise SolarImageError(
@@ -420,7 +446,19 @@ class SolarChipImageProcessor(BaseImageProcessor):
                 pixel_values[index, position] = self.scale(physical, name)
                 observed[index, position] = True
                 headers[-1][name] = facts
+            self._warn_of_other_times(index, headers[-1])
         return {"pixel_values": pixel_values, "observed": observed}, headers
+
+    @staticmethod
+    def _warn_of_other_times(index: int, facts: Mapping[str, SolarImage]) -> None:
+        times = sorted((image.time_nominal, name) for name, image in facts.items() if image.time_nominal is not None)
+        if times and times[-1][0] - times[0][0] > FARTHEST_TIMES:
+            (first, one), (last, other) = times[0], times[-1]
+            logger.warning(
+                "observation %d: expected images of one time, got %s at %s and %s at %s. The Sun turns by a pixel of "
+                "2.4 arcsec in a quarter of an hour: pair files by time, as pair_observations does.",
+                index, one, first.isoformat(), other, last.isoformat(),
+            )  # fmt: skip
 
     def post_process(
         self,

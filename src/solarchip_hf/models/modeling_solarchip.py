@@ -110,8 +110,8 @@ class SolarChipPreTrainedModel(SolarChipInitialization, PreTrainedModel):
         many = len(self.config.modalities)
         if modality_ids is None and many == 1:
             return [0] * count
-        ids = modality_ids.tolist() if isinstance(modality_ids, torch.Tensor) else list(modality_ids or [])
-        if len(ids) != count or any(not 0 <= index < many for index in ids):
+        ids = modality_ids.tolist() if hasattr(modality_ids, "tolist") else list(modality_ids or [])
+        if len(ids) != count or any(isinstance(index, list) or not 0 <= index < many for index in ids):
             raise ValueError(
                 f"modality_ids: expected {count} numbers in 0..{many - 1}, the positions in config.modalities "
                 f"({', '.join(self.config.modalities)}), got {ids if modality_ids is not None else None}."
@@ -165,6 +165,7 @@ class SolarChipModel(SolarChipPreTrainedModel):
         pixel_values: torch.FloatTensor,
         modality_ids: torch.LongTensor | Sequence[int] | None = None,
         *,
+        observed: torch.BoolTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SolarChipModelOutput:
@@ -173,6 +174,7 @@ class SolarChipModel(SolarChipPreTrainedModel):
         Args:
             pixel_values: (N, 1, H, H) as the processor scales them, H any multiple of the patch.
             modality_ids: (N,) positions in `config.modalities`; may be left out where there is only one.
+            observed: Refused: it belongs to observations, which other classes take.
             output_hidden_states: Whether to return the towers' hidden states; None: as the config says.
             output_attentions: Whether to return attention maps, which takes `attn_implementation="eager"` and a ViT.
 
@@ -182,6 +184,12 @@ class SolarChipModel(SolarChipPreTrainedModel):
         Raises:
             ValueError: Shapes or ids that do not fit, or attentions asked of an implementation without them.
         """
+        if observed is not None:
+            raise ValueError(
+                f"{type(self).__name__}: expected images (N, 1, H, H) with modality_ids, got observations "
+                f"{tuple(pixel_values.shape)} with observed. Give the processor a list of images instead of mappings, "
+                "or take SolarChipForPreTraining or SolarChipForImageClassification, which take observations."
+            )
         ids = self._image_ids(modality_ids, len(pixel_values))
         record = {
             "output_hidden_states": self._flag("output_hidden_states", output_hidden_states),

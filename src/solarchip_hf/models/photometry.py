@@ -40,10 +40,14 @@ def photometric_factor(image: SolarImage, modality: str, photometry: str) -> flo
     row = MODALITIES[modality]
     if row.unit == "G":
         if image.unit != "G":
-            raise SolarImageError(image.source, "BUNIT", "gauss for a magnetogram", repr(image.unit))
+            raise SolarImageError(
+                image.source, "BUNIT", "gauss for a magnetogram", repr(image.unit), "Give the header its BUNIT."
+            )
         return 1.0
     if image.unit not in ("DN", "DN/s"):
-        raise SolarImageError(image.source, "BUNIT", f"DN or DN/s for {modality}", repr(image.unit))
+        raise SolarImageError(
+            image.source, "BUNIT", f"DN or DN/s for {modality}", repr(image.unit), "Give the header its BUNIT."
+        )
     counts = image.unit == "DN"
     needs_exposure = counts != (photometry == "dn")
     exposure = image.exposure
@@ -75,7 +79,7 @@ def load_degradation(table: str | os.PathLike | Mapping[str, Any] | None) -> dic
         The mapping, JSON-able, with dates sorted; None for None.
 
     Raises:
-        ValueError: The table has no name or no dates.
+        ValueError: The table has no name or no dates, or keys that are no dates, or other columns.
     """
     if table is None:
         return None
@@ -91,7 +95,12 @@ def load_degradation(table: str | os.PathLike | Mapping[str, Any] | None) -> dic
         else:
             factors: dict[str, dict[str, float]] = {}
             with path.open(encoding="utf-8", newline="") as stream:
-                for row in csv.DictReader(stream):
+                rows = csv.DictReader(stream)
+                if not {"modality", "date", "factor"} <= set(rows.fieldnames or ()):
+                    raise ValueError(
+                        f"degradation: expected the columns modality, date, factor in {path}, got {rows.fieldnames}."
+                    )
+                for row in rows:
                     factors.setdefault(row["modality"], {})[row["date"]] = float(row["factor"])
             table = {"name": path.stem, "factors": factors}
     if not table.get("name") or not table.get("factors"):
@@ -99,9 +108,12 @@ def load_degradation(table: str | os.PathLike | Mapping[str, Any] | None) -> dic
     merged: dict[str, dict[str, float]] = {}
     for alias, dates in table["factors"].items():
         merged.setdefault(resolve_modality(alias), {}).update({day: float(factor) for day, factor in dates.items()})
-    cleaned = {
-        name: {day: dates[day] for day in sorted(dates, key=date.fromisoformat)} for name, dates in merged.items()
-    }
+    try:
+        cleaned = {
+            name: {day: dates[day] for day in sorted(dates, key=date.fromisoformat)} for name, dates in merged.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"degradation: expected dates such as '2010-05-13', got another key: {error}.") from error
     for name, dates in cleaned.items():
         if len(dates) < 2:
             raise ValueError(f"degradation: expected at least two dates for {name}, got {len(dates)}.")

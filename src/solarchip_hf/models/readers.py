@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import numpy as np
 from .fits_files import image_shape, physical_pixels, plain_header, read_fits
 from .header_cards import (
     calendar_time,
+    generator_of,
     instrument_of,
     is_helioprojective,
     number,
@@ -72,8 +74,8 @@ def read_image(
             picture.
         modality: The channel that must come, in any spelling. It also tells to read an image of another instrument (an
             MDI magnetogram) as that channel; it never makes a continuum image or a SHARP patch into one.
-        quicklook: Accept a PIL picture, which has no header: the Sun is taken as centred, north up, on Helioviewer's
-            plate scale, and everything about it is approximate.
+        quicklook: Accept a grey PIL picture, which has no header: the Sun is taken as centred, north up, on
+            Helioviewer's plate scale, and everything about it is approximate.
         header_only: Read the header's facts without decoding pixels, for scans: `data` is then a read-only (H, W)
             view of NaN that takes no memory. File sizes are checked all the same.
 
@@ -194,12 +196,19 @@ def _from_map(source: Any, header_only: bool) -> _Contents:
     return _Contents(plain_cards(source.meta), pixels, shape, name, [])
 
 
+def _is_grey(picture: Any) -> bool:
+    red, *others = (np.asarray(band) for band in picture.split())
+    return all(np.array_equal(red, band) for band in others)
+
+
 def _from_picture(picture: Any, wanted: str | None, quicklook: bool, header_only: bool) -> _Contents:
     name = "<PIL picture>"
     if not quicklook or wanted is None:
         got = "a picture without a header"
         advice = "Pass modality= and quicklook=True to read it approximately, or give the FITS or JPEG2000 file itself."
         raise SolarImageError(name, "image", "a file with a header", got, advice)
+    if picture.mode == "RGB" and _is_grey(picture):  # as many tools open grey pictures
+        picture = picture.getchannel(0)
     if picture.mode != "L":
         raise SolarImageError(name, "picture mode", "8-bit grey ('L')", repr(picture.mode), "Colour is not intensity.")
     width, height = picture.size
@@ -229,6 +238,9 @@ def _interpret(contents: _Contents, wanted: str | None) -> SolarImage:
         raise SolarImageError(source, "picture", expected, f"{instrument} as {name}", "Use the FITS file.")
     if name is not None and detect_modality(header) is None:
         notes.append(f"Read as {name} because modality= says so ({_refusal(header, unit)}).")
+        if not unit and not instrument:  # as sunpy's reproject_to leaves it
+            unit = MODALITIES[name].unit
+            notes.append(f"BUNIT is missing too: taken as {unit}, the archive's unit of {name}.")
     exposure = None if instrument in ("HMI", "MDI") else number(header, "EXPTIME")
     quality = parse_quality(header.get("QUALITY"))
     rejections, warnings = decode_quality(instrument, quality)
@@ -236,6 +248,8 @@ def _interpret(contents: _Contents, wanted: str | None) -> SolarImage:
     full_disk = pointing.full_disk(contents.shape)
 
     reasons = list(rejections)
+    if generator := generator_of(header):
+        reasons.insert(0, f"generated image (MODEL: {generator}), which no instrument observed")
     if name is None:
         reasons.append(str(_refusal(header, unit)))
     elif not full_disk:
@@ -360,7 +374,8 @@ def _unit(header: Mapping[str, Any], instrument: str, quicklook: bool) -> str:
     if quicklook:
         return {"AIA": "DN/s", "HMI": "G"}.get(instrument, "")
     written = text(header, "BUNIT", "PIXLUNIT")
-    bare = written.lower().replace(" ", "")
+    # DN are those of one pixel, whether written so or not
+    bare = re.sub(r"/pix(els?)?(?=/|$)", "", written.lower().replace(" ", "")).replace("/(pixs)", "/s")
     if bare in _GAUSS:
         return "G"
     if not bare:
@@ -424,12 +439,13 @@ def _refusal(header: Mapping[str, Any], unit: str) -> _Refusal | None:
     if instrument == "MDI" and "MAGNETOGRAM" not in content.upper():
         return _Refusal("CONTENT", "a magnetogram", repr(content), "It is not a magnetogram, and MDI is not on SDO.")
     if instrument not in ("AIA", "HMI"):
-        advice = f"{instrument or 'It'} is another instrument"
-        advice += (
-            ": its field runs about 1.4 times HMI's; pass modality='hmi' to read it all the same."
-            if instrument == "MDI"
-            else ": pass modality= to read it as one of them all the same."
-        )
+        advice = f"{instrument} is another instrument"
+        if instrument == "MDI":
+            advice += ": its field runs about 1.4 times HMI's; pass modality='hmi' to read it all the same."
+        elif instrument:
+            advice += ": pass modality= to read it as one of them all the same."
+        else:
+            advice = "Pass modality= if you know the channel, as of a Map that sunpy has reprojected."
         got = instrument or "no INSTRUME or TELESCOP card"
         return _Refusal("INSTRUME", "AIA or HMI of SDO", got, advice, told=True)
     expected = _UNITS_OF[instrument.lower()]
