@@ -10,16 +10,20 @@ day is eleven files, some 25 MB. JSOC serves the files to everybody; be kind to 
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from solarchip_hf.data import download_sdo
 from solarchip_hf.data.download import JSOC
+from solarchip_hf.data.durations import read_time
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="root of the archive")
-    parser.add_argument("--start", required=True, help="first slot, as 2015-01-01 or 2015-01-01T06:00 (UTC)")
+    parser.add_argument(
+        "--start", required=True, help="first slot, as 2015-01-01 or 2015-01-01T06:00 (UTC; of HMI TAI)"
+    )
     parser.add_argument("--end", required=True, help="end of the range, exclusive")
     parser.add_argument("--cadence", default="1D", help="time between slots, as 1D, 6h, 12min (default %(default)s)")
     parser.add_argument("--modalities", nargs="+", help="channels (default: all eleven)")
@@ -35,14 +39,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Downloads, and says what came; the status is 1 where a file failed that may come another time."""
+def main(argv: list[str] | None = None) -> int:
+    """Downloads, and says what came; the status is 1 where a file failed that may come later, 2 for bad input."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     arguments = parse(argv)
     try:
+        if Path(arguments.folder).is_file():
+            raise NotADirectoryError(f"folder: expected the root of an archive, got the file {arguments.folder}.")
         table = download_sdo(
-            arguments.start,
-            arguments.end,
+            read_time(arguments.start, "--start"),
+            read_time(arguments.end, "--end"),
             arguments.folder,
             modalities=arguments.modalities,
             cadence=arguments.cadence,
@@ -56,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
             retry_absent=arguments.retry_absent,
         )
     except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"download_sdo.py: {error}", file=sys.stderr)
+        return 2
     report = table.attrs["report"]
     print(", ".join(f"{count} {state}" for state, count in report.items()), f"in {arguments.folder}")
     failed = table[table["status"] == "failed"]
@@ -67,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     if len(failed):
         sys.exit("Call the same command again to fetch what failed.")
     print(f"next: python examples/prepare_data.py scan {arguments.folder}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

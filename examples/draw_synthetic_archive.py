@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from solarchip_hf.data.durations import read_duration, read_time
 from solarchip_hf.data.synthetic_sun import SyntheticSun
 from solarchip_hf.data.synthetic_sun.figures import contact_sheet
 from solarchip_hf.models.modalities import MODALITY_NAMES, resolve_modality
@@ -21,23 +22,25 @@ from solarchip_hf.models.modalities import MODALITY_NAMES, resolve_modality
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the archive; made if absent")
-    parser.add_argument("--start", default="2014-01-01", help="first slot, UTC; activity peaks in 2014, as it did")
-    parser.add_argument("--end", default="2014-02-01", help="end of the slots, exclusive, UTC")
-    parser.add_argument("--cadence", default="1D", help="time between slots: 1D, 6h, 12min, ...")
-    parser.add_argument("--size", type=int, default=128, help="pixels across an image; the archives have 1024 and 4096")
+    parser.add_argument(
+        "--start",
+        default="2014-01-01",
+        help="first slot, UTC (of HMI TAI); activity peaks in 2014, as it did (%(default)s)",
+    )
+    parser.add_argument("--end", default="2014-02-01", help="end of the slots, exclusive, UTC (%(default)s)")
+    parser.add_argument("--cadence", default="1D", help="time between slots: 1D, 6h, 12min, ... (%(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="pixels across; the archives: 1024, 4096 (%(default)s)")
     parser.add_argument(
         "--modalities",
         nargs="+",
         default=list(MODALITY_NAMES),
         metavar="NAME",
-        help="channels to draw, such as: hmi 171 aia304",
+        help="channels to draw, such as: hmi 171 aia304 (all eleven)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another Sun")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another Sun (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="draw again what is there already")
     return parser.parse_args(arguments)
 
@@ -48,16 +51,17 @@ def draw(options: argparse.Namespace) -> pd.DataFrame:
     Raises:
         ValueError: A time, a cadence or a channel that cannot be read, or an empty span.
     """
-    start, end = pd.Timestamp(options.start), pd.Timestamp(options.end)
+    start, end = (read_time(getattr(options, name), f"--{name}").tz_localize(None) for name in ("start", "end"))
+    cadence = read_duration(options.cadence, "--cadence")
+    if options.output.is_file():
+        raise NotADirectoryError(f"--output: expected a folder, got the file {options.output}.")
     if not end > start:
         raise ValueError(f"--end: expected a time after --start {options.start}, got {options.end}.")
-    sun = SyntheticSun(
-        seed=options.seed, start=options.start, days=(end - start) / pd.Timedelta("1D"), size=options.size
-    )
+    sun = SyntheticSun(seed=options.seed, start=start, days=(end - start) / pd.Timedelta("1D"), size=options.size)
     names = [resolve_modality(alias) for alias in options.modalities]
     files = sun.write_archive(
         options.output,
-        sun.times(options.cadence),
+        sun.times(cadence),
         names,
         workers=options.workers,
         overwrite=options.overwrite,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from solarchip_hf.data import chronological_split, load_observations
+from solarchip_hf.data.durations import read_duration
 from solarchip_hf.data.observations import Observations
 from solarchip_hf.evaluation.translation_baselines import (
     LatentRegression,
@@ -27,6 +28,7 @@ from solarchip_hf.evaluation.translation_cases import TranslationCases, gather_c
 from solarchip_hf.evaluation.translation_figures import write_figures
 from solarchip_hf.evaluation.translation_report import compare_translations, write_report
 from solarchip_hf.evaluation.translation_unet import FACTS, UNetTranslator, train_unet, training_key
+from solarchip_hf.hub.command_checks import check_device, check_saved
 from solarchip_hf.translation import SolarChipControlNetPipeline
 
 METHOD = "ControlNet"
@@ -112,6 +114,12 @@ def unet_baseline(options: argparse.Namespace, training: Observations, cases: Tr
 
 def evaluate(options: argparse.Namespace) -> str:
     """Scores, writes and draws; returns the text for the terminal."""
+    if options.block is not None:
+        read_duration(options.block, "--block")
+    if options.output.is_file():
+        raise NotADirectoryError(f"--output: expected a folder, got the file {options.output}.")
+    check_device(options.device)
+    check_saved(options.pipeline, "pipeline", argument="pipeline")
     pipeline = SolarChipControlNetPipeline.from_pretrained(options.pipeline).to(options.device)
     pipeline.set_progress_bar_config(disable=not sys.stderr.isatty(), desc="samples")
     sources, target = list(pipeline.config.source_modalities), pipeline.config.target_modality

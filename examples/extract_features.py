@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from solarchip_hf import SolarImageError
 from solarchip_hf.data.catalog import find_image_files
+from solarchip_hf.hub.command_checks import check_device, check_saved
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,15 +39,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def extract(options: argparse.Namespace) -> int:
     """Runs the model over the files; returns the exit status (0 all used, 1 some refused, 2 none usable)."""
     if options.batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {options.batch_size}.")
-    files = find_image_files(options.inputs)
-    if options.output and not options.output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output: expected a folder that exists, got {options.output.absolute().parent}.")
+        raise ValueError(f"--batch_size: expected at least 1, got {options.batch_size}.")
+    if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
+        raise FileNotFoundError(f"--output: expected a file in a folder that exists, got {options.output}.")
+    check_device(options.device)
+    check_saved(options.model, "model")
+    refused: list[str] = []
+    files = find_image_files(options.inputs, refused)
     processor = AutoImageProcessor.from_pretrained(options.model)
     model = AutoModel.from_pretrained(options.model).to(options.device).eval()
 
     records: list[dict] = []
-    refused: list[str] = []
     class_tokens: list[torch.Tensor] = []
     tokens: list[torch.Tensor] = []
     pending: list[tuple[dict, dict]] = []

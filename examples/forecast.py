@@ -23,6 +23,8 @@ from transformers import pipeline
 import solarchip_hf  # noqa: F401  (registers the task)
 from solarchip_hf.data import pair_observations
 from solarchip_hf.data.catalog import catalog_frame, find_image_files, read_facts
+from solarchip_hf.data.durations import read_duration
+from solarchip_hf.hub.command_checks import check_device, check_saved
 from solarchip_hf.models.headers import SolarImageError
 
 
@@ -92,12 +94,17 @@ def print_table(forecasts: list[dict[str, Any]]) -> None:
         )
     window = forecasts[0]["window"]
     print(f"A flare counts by its {window['by']}, within {window['horizon']} from 'valid from' on.")
+    without = [
+        head for head, name in zip(heads, names, strict=True) if name not in (forecasts[0]["thresholds"] or names)
+    ]
+    if without:
+        print(f"The model has no threshold for {', '.join(without)}: the last column never warns of it.")
     if not forecasts[0]["calibrated"]:
         print("The model carries no calibration: these are the network's own probabilities.")
 
 
-def write_extras(forecast: dict[str, Any], options: argparse.Namespace) -> None:
-    """Figure and Maps of a forecast; replaces its attribution by numbers that JSON can hold."""
+def write_extras(forecast: dict[str, Any], options: argparse.Namespace) -> list[str]:
+    """Figure and Maps of a forecast; replaces its attribution by numbers that JSON can hold. Returns what it wrote."""
     from solarchip_hf.hub.flare_figures import forecast_figure
 
     stamp = "".join(character for character in forecast["valid_from"] or "array" if character.isalnum())
@@ -119,24 +126,37 @@ def write_extras(forecast: dict[str, Any], options: argparse.Namespace) -> None:
         "residual": attribution.residual,
         "peaks_arcsec": {name: attribution.peaks(name) for name in attribution.maps},
     }
+    return [path for path in (forecast.get("figure"), *forecast.get("maps", {}).values()) if path]
 
 
 def forecast_files(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status (0 all used, 1 some refused, 2 none usable)."""
-    if options.latest is not None and options.latest < 1:
-        raise ValueError(f"--latest: expected at least 1, got {options.latest}.")
-    for path in (options.output, options.figures, options.maps):
+    for flag in ("latest", "steps"):
+        if getattr(options, flag) is not None and getattr(options, flag) < 1:
+            raise ValueError(f"--{flag}: expected at least 1, got {getattr(options, flag)}.")
+    read_duration(options.tolerance, "--tolerance")
+    for flag in ("output", "figures", "maps"):
+        path = getattr(options, flag)
         if path and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path}: expected it in a folder that exists.")
-    files = find_image_files(options.inputs)
+            raise FileNotFoundError(
+                f"--{flag}: expected a place in a folder that exists, got {path}. Make that folder."
+            )
+        if path and path.exists() and path.is_dir() == (flag == "output"):
+            raise FileExistsError(f"--{flag}: expected a {'file' if flag == 'output' else 'folder'}, got {path}.")
+    if options.device is not None:
+        check_device(options.device)
+    check_saved(options.model, "flare model")
+    refused: list[str] = []
+    files = find_image_files(options.inputs, refused)
     explain = bool(options.figures or options.maps or options.output)
     forecaster = pipeline("solar-flare-forecasting", model=options.model, device=options.device)
     if explain and options.attribution not in forecaster.events:
         raise ValueError(f"--attribution: expected one of {', '.join(forecaster.events)}, got {options.attribution!r}.")
-    observations, refused = find_observations(files, list(forecaster.model.config.modalities), options.tolerance)
+    observations, unusable = find_observations(files, list(forecaster.model.config.modalities), options.tolerance)
+    refused += unusable
     if options.latest:
         observations = observations[-options.latest :]
-    forecasts = []
+    forecasts, written = [], []
     for observation in tqdm(observations, desc="forecasts", disable=None):
         try:
             asked = {"attribution": options.attribution, "attribution_steps": options.steps} if explain else {}
@@ -145,7 +165,7 @@ def forecast_files(options: argparse.Namespace) -> int:
             refused.append(str(error))
             continue
         if explain:
-            write_extras(forecasts[-1], options)
+            written += write_extras(forecasts[-1], options)
     for reason in refused:
         print(f"refused  {reason}", file=sys.stderr)
     if not forecasts:
@@ -156,7 +176,8 @@ def forecast_files(options: argparse.Namespace) -> int:
         partial = options.output.with_name(options.output.name + ".partial")
         partial.write_text(json.dumps({"model": options.model, "forecasts": forecasts, "refused": refused}, indent=2))
         os.replace(partial, options.output)
-        print(f"written: {options.output}")
+        written.append(str(options.output))
+    print(*(f"written: {path}" for path in written), sep="\n", end="\n" * bool(written))
     return 1 if refused else 0
 
 

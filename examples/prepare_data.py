@@ -29,6 +29,7 @@ from solarchip_hf.data import (
     scan_surya,
 )
 from solarchip_hf.data.catalog import write_catalog
+from solarchip_hf.data.durations import read_duration, read_time
 from solarchip_hf.data.sources import merge_catalogs
 
 
@@ -60,6 +61,9 @@ def scan(arguments: argparse.Namespace) -> None:
 
 def pair(arguments: argparse.Namespace) -> None:
     """Groups the catalogue's files into observations and says what was left out."""
+    for flag, path in (("output", arguments.output), ("dropped", arguments.dropped)):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"--{flag}: expected a file in a folder that exists, got {path}.")
     pairs, dropped = pair_observations(
         read_catalog(arguments.catalog),
         arguments.tolerance,
@@ -91,18 +95,27 @@ def print_pairing(pairs: pd.DataFrame) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Registers and writes the observations, and says what came of it."""
+    read_duration(arguments.tolerance, "--tolerance")
+    read_duration(arguments.gap, "--gap", zero=True)
+    train_end = None if arguments.train_end is None else read_time(arguments.train_end, "--train-end")
     degradation = arguments.degradation
     processor = SolarChipImageProcessor(
         size=arguments.size, geometry=arguments.geometry, photometry=arguments.photometry, degradation=degradation
     )
+    if Path(arguments.output).is_file():
+        raise NotADirectoryError(f"output: expected a folder, got the file {arguments.output}.")
     pairs: Path | pd.DataFrame = Path(arguments.source)
     if not pairs.is_dir():
-        pairs = pd.read_parquet(pairs)
+        try:
+            pairs = pd.read_parquet(pairs)
+        except (OSError, ValueError) as error:
+            wanted = "the table that `pair` wrote, or the archive's folder"
+            raise ValueError(f"source: expected {wanted}, got {arguments.source} ({error}).") from error
     manifest = prepare_dataset(
         pairs,
         arguments.output,
         processor,
-        train_end=arguments.train_end,
+        train_end=train_end,
         gap=arguments.gap,
         dtype=arguments.dtype,
         anchor=arguments.anchor,
@@ -170,16 +183,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs one step."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs one step; bad input ends in one sentence and status 2."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("distributed").setLevel(logging.WARNING)
     arguments = parse(argv)
     try:
         arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        print(f"prepare_data.py: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,9 @@ from solarchip_hf.data import (
     scan_archive,
     split_labels,
 )
+from solarchip_hf.data.durations import read_duration, read_time
 from solarchip_hf.hub import write_card
+from solarchip_hf.hub.command_checks import one_line, parse_all
 from solarchip_hf.training import SolarChipTrainer, SolarChipTrainingArguments
 from solarchip_hf.training.arguments import read_arguments, with_output_dir
 from solarchip_hf.training.checkpoints import checkpoint_to_resume
@@ -78,12 +80,12 @@ class DataArguments:
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SolarChipTrainingArguments]:
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
-    usage = "pretrain.py [CONFIG.yaml] --data_dir FOLDER [--model_name NAME] [--output_dir FOLDER] [...]"
+    usage = "pretrain.py [CONFIG.yaml] --data_dir FOLDER [--model_name NAME] [--output_dir FOLDER] [...]\n\n"
     kinds = (ModelArguments, DataArguments, SolarChipTrainingArguments)
-    parser = HfArgumentParser(kinds, usage=usage, description=__doc__.partition("\n\n")[0])
+    parser = HfArgumentParser(kinds, usage=usage + __doc__.split("\n\n")[1], description=__doc__.partition("\n\n")[0])
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
-    return parser.parse_args_into_dataclasses(with_output_dir(argv))
+    return parse_all(parser, with_output_dir(argv), "A field of the configuration goes into --config_overrides.")
 
 
 def build_config(model: ModelArguments, data: DataArguments, modalities: list[str]) -> SolarChipConfig:
@@ -117,11 +119,14 @@ def check(model: ModelArguments, data: DataArguments) -> None:
             f"data_dir: expected a folder of FITS files or a prepared dataset, got {data.data_dir!r}. "
             "Pass --data_dir FOLDER."
         )
-    for name, kind in (("tolerance", pd.Timedelta), ("gap", pd.Timedelta), ("validation_start", pd.Timestamp)):
-        try:
-            kind(getattr(data, name))
-        except ValueError as error:
-            raise ValueError(f"{name}: expected a time span as '27D' (validation_start: a date): {error}.") from error
+    read_duration(data.tolerance, "tolerance")
+    read_duration(data.gap, "gap", zero=True)
+    if data.validation_start is not None:
+        read_time(data.validation_start, "validation_start")
+    if "/" in model.model_name and not Path(model.model_name).is_dir():
+        raise ValueError(
+            f"model_name: expected a named size or a saved folder, got {model.model_name!r}: no such folder."
+        )
     if not 0 <= data.validation_fraction < 1:
         raise ValueError(f"validation_fraction: expected 0 or more and below 1, got {data.validation_fraction}.")
     config = build_config(model, data, model.modalities or [model.anchor_modality or "hmi"])
@@ -189,6 +194,9 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     main_process = args.process_index == 0
     say = print if main_process else lambda *_: None
     check(model_args, data_args)
+    if args.learning_rate < 0 or args.per_device_train_batch_size < 1:
+        given = f"{args.learning_rate} and {args.per_device_train_batch_size}"
+        raise ValueError(f"learning_rate, per_device_train_batch_size: expected at least 0 and 1, got {given}.")
     with args.main_process_first(local=False):
         folder = Path(data_args.data_dir)
         if not (folder / "manifest.json").exists():
@@ -235,12 +243,12 @@ def main(argv: list[str]) -> int:
     try:
         trainer, data_args = build(argv)
     except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
+        print(f"pretrain.py: {one_line(error)}", file=sys.stderr)
         return 2
     metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     if trainer.stopped_by_signal:
         print(f"Stopped behind step {trainer.state.global_step}; --resume_from_checkpoint last goes on from there.")
-        trainer.accelerator.end_training()
+        trainer.end()
         return 0
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
@@ -250,8 +258,7 @@ def main(argv: list[str]) -> int:
         synthetic = True if "synthetic" in data_args.note.lower() else None  # the files themselves do not tell
         write_card(trainer.args.output_dir, trainer=trainer, data=data_args.note or None, synthetic=synthetic)
         print(f"Saved to {trainer.args.output_dir}: AutoModel.from_pretrained({trainer.args.output_dir!r}) loads it.")
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.end()
     return 0
 
 

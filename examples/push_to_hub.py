@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from solarchip_hf.hub.publish import Publication, collect, push_folder
 
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = {"code": not options.no_code, "endpoint": options.endpoint}
     try:
         if options.dry_run:
-            print(describe(collect(options.folder, repo_id, **chosen)))
+            publication = collect(options.folder, repo_id, **chosen)
+            validate_repo_id(repo_id)
+            print(describe(publication))
             return 0
         publication = push_folder(
             options.folder,

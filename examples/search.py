@@ -20,6 +20,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from solarchip_hf import resolve_modality
+from solarchip_hf.data.durations import read_duration
+from solarchip_hf.hub.command_checks import check_device, check_saved
 from solarchip_hf.hub.similarity import EMBEDDINGS, ImageEmbedder, SimilarityIndex, contact_sheet
 from solarchip_hf.training.figures import save_figure
 
@@ -45,6 +47,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def search(options: argparse.Namespace) -> None:
     """Brings the index up to date, asks it, prints and draws the answers."""
+    if min(options.k, options.batch_size) < 1:
+        raise ValueError(f"-k, --batch_size: expected at least 1, got {options.k} and {options.batch_size}.")
+    if not options.query.is_file():
+        raise FileNotFoundError(f"query: expected a FITS or JPEG2000 file, got {options.query}, which is none.")
+    if options.index.is_file():
+        raise NotADirectoryError(f"--index: expected a folder, got the file {options.index}.")
+    for flag in ("exclude_within", "apart"):
+        read_duration(getattr(options, flag), f"--{flag}", zero=True)
+    check_device(options.device)
+    check_saved(options.model, "model")
     processor = AutoImageProcessor.from_pretrained(options.model)
     model = AutoModel.from_pretrained(options.model).to(options.device)
     embedder = ImageEmbedder(model, processor, embedding=options.embedding, batch_size=options.batch_size)

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser, set_seed
 
 from solarchip_hf import resolve_modality
 from solarchip_hf.data.shards import write_json
+from solarchip_hf.hub.command_checks import check_saved, one_line, parse_all
 from solarchip_hf.models.settings import choice
 from solarchip_hf.training.arguments import read_arguments
 from solarchip_hf.translation import SolarChipControlNetPipeline
@@ -57,13 +58,14 @@ def parse_arguments(argv: list[str]) -> tuple[LatentsArguments, ControlNetArgume
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
     parser = HfArgumentParser(
         (LatentsArguments, ControlNetArguments, DiffusionArguments),
-        usage="train_controlnet.py [CONFIG.yaml] --prior FOLDER --sources NAME [NAME ...] --target NAME [...]",
+        usage="train_controlnet.py [CONFIG.yaml] --prior FOLDER --sources NAME [NAME ...] --target NAME [...]\n\n"
+        + __doc__.split("\n\n")[1],
         description=__doc__.partition("\n\n")[0],
         epilog="`train_controlnet.py --help` lists every argument.",
     )
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_all(parser, argv)
 
 
 def build_pipeline(
@@ -100,6 +102,7 @@ def build(
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}.")
     target = resolve_modality(control.target)
+    check_saved(data.autoencoder, "autoencoder", argument="autoencoder")
     prior = load_prior(control.prior)
     predict = ControlNetPrediction(prior.unet, class_label=prior.label(target), hint_dropout=control.hint_dropout)
     opened = open_latents(
@@ -176,7 +179,7 @@ def main(argv: list[str]) -> int:
 
         trainer.train(keep)
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
-        print(f"train_controlnet.py: {error}", file=sys.stderr)
+        print(f"train_controlnet.py: {one_line(error)}", file=sys.stderr)
         return 2
     if trainer.stopped:
         say(f"Stopped behind step {trainer.step}; --resume_from_checkpoint last goes on from there.")

@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, set_seed
 
 from solarchip_hf import resolve_modality
+from solarchip_hf.hub.command_checks import check_saved, one_line, parse_all
 from solarchip_hf.models.settings import choice
 from solarchip_hf.training.arguments import read_arguments
 from solarchip_hf.translation.components import PRIOR_SIZES, build_prior, build_scheduler, latent_shape
@@ -58,13 +59,14 @@ def parse_arguments(argv: list[str]) -> tuple[LatentsArguments, PriorArguments, 
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
     parser = HfArgumentParser(
         (LatentsArguments, PriorArguments, DiffusionArguments),
-        usage="train_prior.py [CONFIG.yaml] --autoencoder FOLDER --data_dir FOLDER --modalities NAME [NAME ...] [...]",
+        usage="train_prior.py [CONFIG.yaml] --autoencoder FOLDER --data_dir FOLDER --modalities NAME [NAME ...] [...]"
+        "\n\n" + __doc__.split("\n\n")[1],
         description=__doc__.partition("\n\n")[0],
         epilog="`train_prior.py --help` lists every argument.",
     )
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_all(parser, argv)
 
 
 def build(
@@ -82,6 +84,7 @@ def build(
     modalities = [resolve_modality(name) for name in prior.modalities]
     # What may be refused is built before the dataset is encoded, which takes long.
     scheduler = build_scheduler("ddpm", prediction_type=prior.prediction_type)
+    check_saved(data.autoencoder, "autoencoder", argument="autoencoder")
     config = open_config(data.autoencoder)
     set_seed(args.seed)
     unet = build_prior(
@@ -149,7 +152,7 @@ def main(argv: list[str]) -> int:
 
         trainer.train(keep)
     except (ValueError, OSError, FloatingPointError, StrictDataclassError) as error:
-        print(f"train_prior.py: {error}", file=sys.stderr)
+        print(f"train_prior.py: {one_line(error)}", file=sys.stderr)
         return 2
     if trainer.stopped:
         say(f"Stopped behind step {trainer.step}; --resume_from_checkpoint last goes on from there.")

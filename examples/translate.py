@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from solarchip_hf import SolarChipControlNetPipeline, SolarImageError, read_image
 from solarchip_hf.data.catalog import find_image_files
+from solarchip_hf.hub.command_checks import check_device, check_saved
 from solarchip_hf.translation import build_scheduler, write_fits
 from solarchip_hf.translation.figures import translation_figure
 from solarchip_hf.translation.source_images import LONGEST_DIFFERENCE
@@ -173,9 +174,13 @@ class Translator:
 
 def translate(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status (0 all translated, 1 some refused, 2 none)."""
-    files = find_image_files(options.inputs)
-    translator = Translator(options)
+    if options.output.is_file():
+        raise NotADirectoryError(f"--output: expected a folder, got the file {options.output}.")
+    check_device(options.device)
+    check_saved(options.pipeline, "pipeline", argument="pipeline")
     refused: list[str] = []
+    files = find_image_files(options.inputs, refused)
+    translator = Translator(options)
     observations = group_files(files, translator.sources, refused)
     written = 0
     for images in tqdm(observations, desc="translating", unit="observation", disable=not sys.stderr.isatty()):

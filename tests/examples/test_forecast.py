@@ -54,7 +54,13 @@ def test_a_folder_becomes_table_json_figures_and_maps(model, archive, tmp_path, 
         assert Path(item["figure"]).stat().st_size > 10_000
         assert set(item["maps"]) == {"hmi", "aia171"}
         assert all(Path(path).is_file() for path in item["maps"].values())
+        # HMI's slot is a TAI one; the window counts from its digits in UTC
+        assert item["time_nominal"] == item["valid_from"][:10].replace("-", ".") + "_00:00:00_TAI"
     assert not list(tmp_path.rglob("*.partial"))
+    written = [line.removeprefix("written: ") for line in printed.splitlines() if line.startswith("written: ")]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(map(str, files))
+    assert "The model has no threshold for X+" in printed
 
 
 def test_what_cannot_be_used_is_said_and_the_rest_goes_on(model, archive, sdo_folder, capsys):
@@ -73,7 +79,7 @@ def test_what_cannot_be_used_is_said_and_the_rest_goes_on(model, archive, sdo_fo
     [
         (["no_such_file.fits"], "no_such_file.fits: no such file or folder"),
         (["ARCHIVE", "--latest", "0"], "--latest: expected at least 1, got 0"),
-        (["ARCHIVE", "--output", "nowhere/out.json"], "expected it in a folder that exists"),
+        (["ARCHIVE", "--output", "nowhere/out.json"], "--output: expected a place in a folder that exists"),
         (["ARCHIVE", "--attribution", "z", "--output", "out.json"], "--attribution: expected one of c_plus"),
         (["ARCHIVE", "--tolerance=-6min"], "tolerance: expected a positive time"),
     ],
@@ -83,6 +89,13 @@ def test_bad_input_ends_in_a_sentence(model, archive, arguments, sentence, capsy
     arguments = [str(archive) if argument == "ARCHIVE" else argument for argument in arguments]
     assert forecast.main([model, *arguments, "--device", "cpu"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_slot_of_aia_is_utc(model, archive, tmp_path):
+    passband = str(next(archive.rglob("AIA*_0171.fits")))
+    assert forecast.main([model, passband, "--output", str(tmp_path / "out.json"), "--steps", "2"]) == 0
+    (item,) = json.loads((tmp_path / "out.json").read_text())["forecasts"]
+    assert item["time_nominal"] == item["valid_from"]
 
 
 def test_nothing_usable_is_status_2(model, sdo_folder, capsys):

@@ -1,5 +1,6 @@
 """The three steps of examples/prepare_data.py, as a user calls them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -64,10 +65,12 @@ def test_prepare_takes_the_folder_itself(example, archive, tmp_path, capsys):
     assert load_observations(tmp_path / "out").modalities == ["aia171", "aia193"]
 
 
-def test_errors_are_one_sentence_without_a_traceback(example, archive, tmp_path):
+def test_errors_are_one_sentence_without_a_traceback(example, archive, tmp_path, capsys):
     index = str(tmp_path / "catalog.parquet")
-    with pytest.raises(SystemExit, match="error: catalogue: expected a Parquet file"):
-        example.main(["pair", index])
-    example.main(["scan", str(archive), "--index", index])
-    with pytest.raises(SystemExit, match=r"error: anchor: expected a modality.*aia171"):
-        example.main(["pair", index, "--output", str(tmp_path / "pairs.parquet")])
+    assert example.main(["pair", index]) == 2
+    assert capsys.readouterr().err.startswith("prepare_data.py: catalogue: expected a Parquet file")
+    assert example.main(["scan", str(archive), "--index", index]) == 0
+    assert example.main(["pair", index, "--output", str(tmp_path / "pairs.parquet")]) == 2
+    assert re.search(r"^prepare_data.py: anchor: expected a modality.*aia171", capsys.readouterr().err, re.MULTILINE)
+    assert example.main(["pair", index, "--output", str(tmp_path / "nowhere" / "pairs.parquet")]) == 2
+    assert "--output: expected a file in a folder that exists" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_controlnet_leaves_a_pipeline_that_loads(
         (["--target", "304"], "expected one of hmi, aia171, which the prior knows, got aia304"),
         (["--sources", "aia171"], "the target aia171 not among them"),
         (["--sources", "soho"], "soho"),
-        (["--autoencoder", "{world}/nowhere/at/all"], "expected a folder that examples/pretrain.py wrote"),
+        (["--autoencoder", "{world}/nowhere/at/all"], "as examples/pretrain.py writes it"),
         (["--data_dir", "{world}"], "manifest.json"),
         (["--hint_dropout", "1.5"], "hint_dropout"),
         (["--max_steps", "0"], "max_steps: expected 1 or more"),

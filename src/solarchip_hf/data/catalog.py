@@ -1,9 +1,11 @@
 """The catalogue of an archive: one row a file, from headers alone."""
 
+import gzip
 import json
 import logging
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ SUFFIXES = FITS_SUFFIXES + JPEG2000_SUFFIXES
 # Raised whenever the facts below are read differently, so that an older index is read again.
 INDEX_VERSION = 1
 _INDEX_KEY = b"solarchip_hf.catalog"
+_FITS_BLOCK = 2880  # bytes
 _FILES_A_WORKER = 64  # below this many files a further worker costs more to start than it saves
 
 _REFUSED = "file: expected a readable one, got "
@@ -81,7 +84,7 @@ def scan_archive(
 
     Args:
         folder: Root of the tree; `.fits`, `.fit`, `.fts` (each also `.gz`), `.fz` and `.jp2` files are read, others are
-            left alone.
+            left alone. Links to files are read, links to folders are not followed.
         index: A Parquet file that keeps the table. Where it exists only files that are new, or whose size or
             modification time has changed, or that the system refused to open, are read; files that are gone leave it.
         workers: Number of reading processes; by default the number of cores, fewer for a small archive.
@@ -126,11 +129,13 @@ def scan_archive(
     return table
 
 
-def find_image_files(inputs: Iterable[str | os.PathLike]) -> list[Path]:
+def find_image_files(inputs: Iterable[str | os.PathLike], refused: list[str] | None = None) -> list[Path]:
     """The files among the inputs, whatever they are called, and those of a known ending below their folders.
 
     Args:
         inputs: Files and folders.
+        refused: Gets a sentence for every input that does not exist or holds no such file; without it the first one
+            that does not exist is an error.
 
     Returns:
         The files, each once, those of a folder sorted by path.
@@ -138,18 +143,28 @@ def find_image_files(inputs: Iterable[str | os.PathLike]) -> list[Path]:
     Raises:
         FileNotFoundError: An input does not exist, or there is no such file in any of them.
     """
-    paths = [Path(path) for path in inputs]
-    for path in paths:
+    files: list[Path] = []
+    reasons = []
+    for path in map(Path, inputs):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder.")
-    files = [
-        file
-        for path in paths
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file() and (file == path or file.name.lower().endswith(SUFFIXES))
-    ]
+            reasons.append(f"{path}: no such file or folder.")
+            if refused is None:
+                raise FileNotFoundError(reasons[-1])
+        elif path.is_dir():
+            below = [
+                file for file in sorted(path.rglob("*")) if file.name.lower().endswith(SUFFIXES) and file.is_file()
+            ]
+            if not below:
+                reasons.append(f"{path}: no file ending in {', '.join(SUFFIXES)} in this folder.")
+            files += below
+        elif path.is_file():
+            files.append(path)
+        else:
+            reasons.append(f"{path}: neither a file nor a folder.")
     if not files:
-        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no file ending in {', '.join(SUFFIXES)}.")
+        raise FileNotFoundError(" ".join(reasons) or "inputs: expected files or folders, got none.")
+    if refused is not None:
+        refused += reasons
     return list(dict.fromkeys(files))
 
 
@@ -182,7 +197,9 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
                     except FileNotFoundError:  # a dangling link, or deleted while we walk: not in the archive
                         logger.warning("%s vanished during the scan", entry.path)
                         continue
-                    yield entry.path, stat.st_size, stat.st_mtime_ns
+                    # a name that is no UTF-8 fits no table: escaped, it is that of a file that cannot be opened
+                    path = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
+                    yield path, stat.st_size, stat.st_mtime_ns
 
 
 def _split_known(found: pd.DataFrame, known: pd.DataFrame | None) -> tuple[pd.DataFrame, list[tuple[str, int, int]]]:
@@ -232,11 +249,32 @@ def read_facts(path: str) -> dict[str, Any]:
     """
     try:
         image = read_image(path, header_only=True)
+        _check_gzip(path)
     except SolarImageError as error:
         return unusable_facts(path, str(error).removeprefix(f"{path}: "))
     except OSError as error:
         return unusable_facts(path, f"{_REFUSED}{type(error).__name__}: {error}")
     return image_facts(path, image)
+
+
+def _check_gzip(path: str) -> None:
+    """Refuses a gzipped file that is cut off: its header, at the beginning, may be whole.
+
+    A whole one ends with its length, and FITS files have whole blocks; only where that is not so all is inflated.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return
+        file.seek(-4, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+    if length and length % _FITS_BLOCK == 0:
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(2**20):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SolarImageError(path, "file", "a whole gzip file", str(error), "Fetch the file again.") from error
 
 
 def image_facts(path: str, image: SolarImage) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Lengths of time as users write them."""
+"""Lengths and points of time as users write them."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -17,10 +18,12 @@ def read_duration(value: Any, name: str, *, zero: bool = False) -> pd.Timedelta:
         The length.
 
     Raises:
-        ValueError: It is no length of time, or none at all or less.
+        ValueError: It is no length of time, a number without a unit, or none at all or less.
     """
     try:
         length = pd.Timedelta(value)
+        if length and re.fullmatch(r"[\s\d.+-]+", str(value)):  # pandas would count nanoseconds
+            length = pd.NaT
     except (ValueError, TypeError):
         length = pd.NaT
     if not (length > pd.Timedelta(0) or (zero and length == pd.Timedelta(0))):
@@ -29,10 +32,36 @@ def read_duration(value: Any, name: str, *, zero: bool = False) -> pd.Timedelta:
     return length
 
 
+def read_time(value: Any, name: str) -> pd.Timestamp:
+    """Reads a date, or a date with a time, as "2014-06-01" or "2014-06-01T06:00".
+
+    Args:
+        value: Text that begins with the year, or anything else that pandas takes for a point in time.
+        name: The argument it was given for, for the message.
+
+    Returns:
+        The time, in UTC; given without a zone it is UTC, given in another zone it is converted.
+
+    Raises:
+        ValueError: It is no point in time.
+    """
+    # of a day or a clock time alone pandas would make a date all the same
+    dated = not isinstance(value, str) or re.match(r"\d{4}(?:[-/]|$)|\d{8}", value.strip())
+    try:
+        stamp = pd.Timestamp(value if dated else None)
+    except (ValueError, TypeError):
+        stamp = pd.NaT
+    if pd.isna(stamp):
+        raise ValueError(
+            f"{name}: expected a date or a time in UTC, such as '2014-06-01' or '2014-06-01T06:00', got {str(value)!r}."
+        )
+    return stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp.tz_convert("UTC")
+
+
 def write_duration(length: Any) -> str:
     """Writes a length of time in whole hours, as "24h", or else in minutes, as "90min"."""
     hours, rest = divmod(pd.Timedelta(length), pd.Timedelta("1h"))
     return f"{pd.Timedelta(length) / pd.Timedelta('1min'):.10g}min" if rest else f"{hours}h"
 
 
-__all__ = ["read_duration", "write_duration"]
+__all__ = ["read_duration", "read_time", "write_duration"]

@@ -42,9 +42,11 @@ class SolarFlareForecastingPipeline(Pipeline):
     - `calibrated`: whether the model carries a calibration; if not, probabilities are the network's softmax.
     - `thresholds`, `warnings`: the probabilities from which to warn, as chosen on validation, and the verdicts; None
       where the model carries none.
-    - `time`: of the observation, UTC, ISO 8601; `time_nominal`: its slot in the series. None of an array.
+    - `time`: of the observation, UTC, ISO 8601. `time_nominal`: its slot in the series, in the series' own scale: ISO
+      8601 with a Z for UTC, as `2014.02.03_00:00:00_TAI` for HMI. None of an array.
     - `valid_from`, `valid_until`: the forecast is for flares that start (by the window: or peak) after the first and
-      not after the second.
+      not after the second, UTC. They count from the slot's calendar time read as UTC, as the labels of the training do;
+      a TAI slot lies half a minute before it.
     - `window`: `horizon`, `latency` and `by`, as the model's `forecast_window` has them.
     - `images`: for every image `modality`, `time`, `source`, `approximate` (8-bit quick-look), `near_real_time`,
       `synthetic` (drawn by `SyntheticSun`) and `notes`, the reader's warnings.
@@ -194,7 +196,7 @@ class SolarFlareForecastingPipeline(Pipeline):
             "thresholds": thresholds,
             "warnings": thresholds and {name: exceedance[name] >= value for name, value in thresholds.items()},
             "time": _iso(first.time),
-            "time_nominal": _iso(nominal),
+            "time_nominal": _slot(first),
             "valid_from": _iso(nominal and nominal + latency),
             "valid_until": _iso(nominal and nominal + latency + horizon),
             "window": {**DEFAULT_WINDOW, **(self.model.config.forecast_window or {})},
@@ -242,6 +244,15 @@ def _check_times(facts: Mapping[str, SolarImage]) -> None:
 
 def _iso(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _slot(image: SolarImage) -> str | None:
+    """The slot in its own scale: the digits of a TAI slot are those of TAI, though `SolarImage` marks them UTC."""
+    nominal = image.time_nominal or image.time
+    stamp = image.header.get("T_REC") or (image.modality == "hmi" and image.header.get("T_OBS"))
+    if nominal is None or not str(stamp).strip().upper().endswith("TAI"):
+        return _iso(nominal)
+    return f"{nominal:%Y.%m.%d_%H:%M:%S}_TAI"
 
 
 def _describe(name: str, image: SolarImage) -> dict[str, Any]:
