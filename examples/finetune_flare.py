@@ -22,11 +22,13 @@ from transformers import HfArgumentParser
 
 from solarchip_hf import SolarChipConfig
 from solarchip_hf.data import choose_blocks, load_flare_parts, prepare_flare_archive, read_flare_events
+from solarchip_hf.data.durations import read_time
 from solarchip_hf.data.flare_observations import told_window
 from solarchip_hf.data.flare_preparation import SETTINGS, check_flare_data
 from solarchip_hf.evaluation import ValidationScore, calibrated_report
 from solarchip_hf.hub import write_card
 from solarchip_hf.hub.card_facts import told_arguments
+from solarchip_hf.hub.command_checks import check_saved, one_line, parse_all
 from solarchip_hf.models.calibration import METHODS
 from solarchip_hf.training import FlareTrainingArguments, build_flare_model, fit_flare_model, predict_flares
 from solarchip_hf.training.arguments import read_arguments
@@ -108,18 +110,25 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Rep
     """Reads an optional YAML or JSON file (first argument), then the command line, which wins."""
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, ReportArguments, FlareTrainingArguments),
-        usage="finetune_flare.py [CONFIG.yaml] --data_dir FOLDER --events CSV [--model_name NAME] [--tuning HOW] [...]",
+        usage="finetune_flare.py [CONFIG.yaml] --data_dir FOLDER --events CSV [--model_name NAME] [--tuning HOW] [...]"
+        "\n\n" + __doc__.split("\n\n")[1],
         description=__doc__.partition("\n\n")[0],
         epilog=__doc__.rpartition("\n\n")[2],
     )
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         argv = read_arguments(argv[0]) + argv[1:]
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_all(parser, argv, "A field of the configuration goes into --config_overrides.")
 
 
 def check(model: ModelArguments, data: DataArguments, judge: ReportArguments) -> dict[str, Any]:
     """Refuses, before any image is read, what works with no data; returns the fields that override a configuration."""
+    for name in ("validation_start", "test_start", "coverage"):
+        value = getattr(data, name) or []
+        for time in [value] if isinstance(value, str) else value:
+            read_time(time, name)
     check_flare_data(data.data_dir, data.events, vars(data))
+    if "/" in model.model_name or Path(model.model_name).is_dir():  # else the name of a size
+        check_saved(model.model_name, "model", argument="model_name")
     if judge.calibration not in METHODS or judge.num_resamples < 1:
         raise ValueError(f"calibration, num_resamples: expected one of {', '.join(METHODS)}, and at least 1.")
     ValidationScore([0], judge.boundary)
@@ -134,7 +143,8 @@ def run(argv: list[str]) -> None:
     """Data, model, training, calibration, report.
 
     Raises:
-        ValueError, OSError, ImportError: Something the user gave cannot be used; the message says what, and what to do.
+        ValueError, OSError, ImportError, FloatingPointError: Something the user gave cannot be used; the message says
+            what, and what to do.
     """
     model_args, data, judge, args = parse_arguments(argv)
     fields = check(model_args, data, judge)
@@ -148,7 +158,11 @@ def run(argv: list[str]) -> None:
     else:
         chosen = {key: value for key, value in fields.items() if value is not None}
         settings = {"size": SolarChipConfig.from_name(name, **chosen).image_size}
-    events, raw = read_flare_events(data.events), not (folder / "manifest.json").exists()
+    try:
+        events, raw = read_flare_events(data.events), not (folder / "manifest.json").exists()
+    except ValueError as error:
+        said = one_line(error).rstrip(".")
+        raise ValueError(f"events: {said}. Pass the flare list of NOAA/NCEI, or one in the style of SWPC.") from error
     with args.main_process_first(local=False):
         if raw:
             folder = prepare_flare_archive(
@@ -232,8 +246,8 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns the exit code: 2 where what was given cannot be used, 0 also behind a SIGTERM."""
     try:
         run(argv)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        print(f"finetune_flare.py: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError, FloatingPointError, StrictDataclassError) as error:
+        print(f"finetune_flare.py: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

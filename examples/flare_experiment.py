@@ -25,10 +25,11 @@ import pandas as pd
 import torch
 
 from solarchip_hf import SolarChipConfig, SolarChipForPreTraining, SolarChipImageProcessor, SyntheticSun, data
+from solarchip_hf.data.durations import read_duration, read_time
 from solarchip_hf.data.flare_events import to_utc
 from solarchip_hf.evaluation import ValidationScore, fit_calibration, recalibrated, seed_report
 from solarchip_hf.evaluation.flare_rivals import baseline_forecasts, magnetogram_table
-from solarchip_hf.evaluation.flare_seeds import load_forecasts, save_forecasts
+from solarchip_hf.evaluation.flare_seeds import load_forecasts, load_tries, save_forecasts
 from solarchip_hf.models.calibration import calibrated_probabilities
 from solarchip_hf.training import (
     SolarChipTrainer,
@@ -94,6 +95,12 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("--seeds, --epochs, --pretraining_steps: expected at least 1, got less.")
     if not 0 < options.labels <= 1:
         raise ValueError(f"--labels: expected a share in (0, 1], got {options.labels}.")
+    for name in ("span", "parts"):
+        first, last = (read_time(date, f"--{name}") for date in getattr(options, name) or ("2015", "2016"))
+        if not first < last:
+            raise ValueError(f"--{name}: expected two dates, the later one last, got {first:%Y-%m-%d} {last:%Y-%m-%d}.")
+    for name in ("cadence", "unlabelled"):
+        read_duration(getattr(options, name), f"--{name}")
 
 
 def archive(options: argparse.Namespace) -> tuple[Path, SyntheticSun]:
@@ -156,8 +163,8 @@ def pretrain(prepared: Path, options: argparse.Namespace) -> Path:
 
 def network(
     name: str, backbone: Path, train: Any, parts: dict[str, Any], seed: int, options: argparse.Namespace
-) -> dict[str, np.ndarray]:
-    """The calibrated forecasts of the best of a network's tries, of validation and test."""
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The calibrated forecasts of the best of a network's tries, of validation and test; and all its tries."""
     steps = 4 * -(-len(train) // 32)
     arguments = {
         "output_dir": str(options.output / "tuning"),
@@ -172,20 +179,21 @@ def network(
     print(f"  {name}: {json.dumps(tries)}", flush=True)
     raw = {part: predict_flares(fit.model, parts[part], batch_size=128, progress=False) for part in list(PARTS)[1:]}
     calibration = fit_calibration(raw["validation"].logits, raw["validation"].labels)
-    return {part: calibrated_probabilities(torch.from_numpy(raw[part].logits), calibration).numpy() for part in raw}
+    forecasts = {p: calibrated_probabilities(torch.from_numpy(raw[p].logits), calibration).numpy() for p in raw}
+    return forecasts, tries
 
 
 def one_seed(seed: int, backbone: Path, parts: Any, features: Any, statistics: Any, options: argparse.Namespace) -> Any:
-    """Forecasts of every arm with one choice of labels: name to part to class probabilities."""
+    """Forecasts of every arm with one choice of labels, and the networks' tries: what `save_forecasts` takes."""
     chosen = data.choose_blocks(parts["train"].times, options.labels, seed=seed)
     few = parts["train"].select(chosen)
     print(f"seed {seed}: {few.describe()}", flush=True)
-    ours = network(OURS, backbone, features["train"].select(chosen), features, seed, options)
-    theirs = network(THEIRS, backbone, few, parts, seed, options)
+    ours, our_tries = network(OURS, backbone, features["train"].select(chosen), features, seed, options)
+    theirs, their_tries = network(THEIRS, backbone, few, parts, seed, options)
     tables = {**statistics, "train": statistics["train"].iloc[chosen]}
     rivals = baseline_forecasts({**parts, "train": few}, statistics=tables, seed=seed)[0]
     calibrated = {f"{name}, calibrated": recalibrated(p, parts["validation"].classes) for name, p in rivals.items()}
-    return {OURS: ours, THEIRS: theirs, **rivals, **calibrated}
+    return {OURS: ours, THEIRS: theirs, **rivals, **calibrated}, {OURS: our_tries, THEIRS: their_tries}
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
@@ -208,12 +216,13 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     statistics = {name: magnetogram_table(part) for name, part in parts.items()}
     clock["encoded"] = time.perf_counter()
 
-    seeds = []
+    seeds, tries = [], []
     for seed in range(options.seeds):
         kept = options.output / "forecasts" / f"{options.labels:g}_{options.epochs}_{seed}.safetensors"
         if not kept.exists():
-            save_forecasts(kept, one_seed(seed, backbone, parts, features, statistics, options))
+            save_forecasts(kept, *one_seed(seed, backbone, parts, features, statistics, options))
         seeds.append(load_forecasts(kept))
+        tries.append(load_tries(kept))
     names = sorted(seeds[0], key=lambda name: (name != OURS, name != THEIRS, name))
     arms = {name: [forecasts[name] for forecasts in seeds] for name in names}
     clock["tuned"] = time.perf_counter()
@@ -227,6 +236,7 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
         ceiling=CEILING,
         note=f"SyntheticSun, seed {options.sun}, {options.labels:.0%} of the labels",
         choices=CHOICES,
+        tries={name: [seed.get(name) for seed in tries] for name in TRIES},
         run={"tries": TRIES, **{name: str(value) for name, value in vars(options).items()}, "seconds": seconds},
     )
 

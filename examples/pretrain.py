@@ -245,7 +245,12 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"pretrain.py: {one_line(error)}", file=sys.stderr)
         return 2
-    metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    try:
+        metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
+    except FloatingPointError as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        trainer.end()
+        return 2
     if trainer.stopped_by_signal:
         print(f"Stopped behind step {trainer.state.global_step}; --resume_from_checkpoint last goes on from there.")
         trainer.end()

@@ -1,6 +1,7 @@
 """The catalogue: every file of the real folder right, faults named, incremental, and not to be stopped."""
 
 import gzip
+import importlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from solarchip_hf.data import catalog
 from solarchip_hf.data.catalog import CATALOG_SCHEMA, find_image_files, read_catalog, scan_archive
 from solarchip_hf.data.isolation import WorkerDied, map_isolated
 
+STATE = ["path", "usable", "reason"]
 SLOT = datetime(2015, 1, 1, tzinfo=UTC)
 
 
@@ -134,6 +136,9 @@ def test_planted_faults_are_named_and_good_files_are_not(tmp_path):
     (tmp_path / "cut.fits").write_bytes(good.read_bytes()[:-3000])
     (tmp_path / "notes.txt").write_text("left alone")
     (tmp_path / "cut.fits.gz").write_bytes((tmp_path / "zipped.fits.gz").read_bytes()[:400])
+    whole = (tmp_path / "zipped.fits.gz").read_bytes()
+    (tmp_path / "late.fits.gz").write_bytes(whole[:-2000])  # its header is whole, its pixels are not
+    (tmp_path / "padded.fits.gz").write_bytes(whole + bytes(512))  # as a tape leaves it
     write_aia(tmp_path, SLOT, 171, name="eclipse.fits", QUALITY=1 << 13)
     write_aia(tmp_path, SLOT, 171, name="nrt.fits", QUALITY=1 << 30)
     write_aia(tmp_path, SLOT, 171, name="other.fits", TELESCOP="GOES", INSTRUME="SUVI")
@@ -141,12 +146,13 @@ def test_planted_faults_are_named_and_good_files_are_not(tmp_path):
     table = scan_archive(tmp_path, progress=False)
     table.index = [os.path.basename(path) for path in table["path"]]
     usable = set(table.index[table["usable"]])
-    assert usable == {good.name, "zipped.fits.gz", "nrt.fits"}
+    assert usable == {good.name, "zipped.fits.gz", "padded.fits.gz", "nrt.fits"}
     expected = {
         "empty.fits": "empty",
         "page.fits": "HTML",
         "cut.fits": "truncated",
         "cut.fits.gz": "gzip",
+        "late.fits.gz": "gzip",
         "eclipse.fits": "eclipse",
         "other.fits": "INSTRUME",
         "continuum.fits": "CONTINUUM",
@@ -229,6 +235,32 @@ def test_files_that_kill_or_stall_their_reader_do_not_stop_a_scan(tmp_path, dead
     assert set(table.index[table["usable"]]) == {path.name for path in good}
     assert f"status {-signal.SIGKILL}" in table.loc[deadly, "reason"]
     assert "too long" in table.loc["stalls.fits", "reason"]
+
+
+def test_the_start_of_a_reader_does_not_count_as_time_of_a_file(tmp_path, monkeypatch):
+    module = tmp_path / "slow_to_load.py"
+    module.write_text("def answer(item):\n    return item + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("slow_to_load").answer
+    module.write_text("import time\ntime.sleep(3)\n" + module.read_text())  # in the reader's process only
+    assert list(map_isolated(function, [1], timeout=1.5)) == [(1, 2)]
+
+
+def test_names_of_every_kind(tmp_path):
+    archive, index = tmp_path / "ünï 日本" / "a b", tmp_path / "catalog.parquet"
+    good = write_aia(archive, SLOT, 171, name="späce ñ.fits")
+    data = good.read_bytes()
+    Path(os.fsdecode(os.fsencode(archive) + b"/latin-\xe9.fits")).write_bytes(data)  # no UTF-8
+    (archive / "link.fits").symlink_to(good)
+    (archive / "loop").symlink_to(archive)
+    (archive / "gone.fits").symlink_to(archive / "nothing")
+    table = scan_archive(tmp_path, index, progress=False)
+    names = {os.path.basename(path): (usable, reason) for path, usable, reason in table[STATE].to_numpy()}
+    assert set(names) == {"späce ñ.fits", "link.fits", r"latin-\xe9.fits"}
+    assert names["späce ñ.fits"] == names["link.fits"] == (True, "")
+    assert names[r"latin-\xe9.fits"][0] is False
+    assert "No such file" in names[r"latin-\xe9.fits"][1]
+    pd.testing.assert_frame_equal(scan_archive(tmp_path, index, progress=False), table)
 
 
 def test_isolated_calls_give_values_errors_and_deaths():

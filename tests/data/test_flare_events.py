@@ -134,6 +134,17 @@ def test_bad_rows_are_dropped_and_counted(tmp_path):
     assert events["noaa_ar"].isna().iloc[1]
 
 
+def test_classes_of_other_spellings(tmp_path):
+    path = tmp_path / "flares.csv"
+    rows = [f"2012-01-01 0{hour}:00,,,{text}" for hour, text in enumerate(["c", "M2", "m3.", "X10+", "x28.0", "B9.87"])]
+    path.write_text("start_time,peak_time,end_time,goes_class\n" + "\n".join(rows) + "\n")
+    events = read_flare_events(path)
+    assert events["goes_class"].tolist() == ["C1.0", "M2.0", "M3.0", "X10.0", "X28.0", "B9.87"]
+    np.testing.assert_array_equal(events["flux"], [1e-6, 2e-5, 3e-5, 1e-3, 2.8e-3, 9.87e-7])
+    assert events.attrs["report"]["saturated_classes"] == 1
+    assert tuple(events.columns) == EVENT_COLUMNS
+
+
 def test_a_saved_table_reads_back_the_same(ncei, tmp_path):
     ncei.to_csv(tmp_path / "events.csv", index=False)
     again = read_flare_events(tmp_path / "events.csv")
@@ -192,6 +203,16 @@ def test_hek_table_keeps_one_recognition_method():
     assert set(events["scale"]) == {"operational"}
     assert set(events["source"]) == {"HEK"}
     assert events.attrs["report"]["other_recognition_methods"] == 1
+    records = [dict(zip(table.colnames, map(str, row), strict=True)) for row in table]
+    pd.testing.assert_frame_equal(read_flare_events(records), events)
+    hidden = time(["2011-02-15T02:06:00", "2011-02-15T02:10:00", "2011-02-16T14:29:00"])
+    hidden[2] = np.ma.masked
+    table["event_endtime"] = hidden
+    table = type(table)(table, masked=True)
+    table["ar_noaanum"].mask = [False, False, True]
+    events = read_flare_events(table)
+    assert events["end_time"].isna().tolist() == [False, True]
+    assert events["noaa_ar"].isna().tolist() == [False, True]
 
 
 def test_times_and_places():

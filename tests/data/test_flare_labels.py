@@ -143,6 +143,11 @@ def test_coverage_with_a_hole(swpc):
     assert label_flares(times, swpc, coverage=spans)["covered"].tolist() == [True, False, False, False, True, True]
     with pytest.raises(ValueError, match="start before end"):
         label_flares(times, swpc, coverage=("2013-01-01", "2012-01-01"))
+    array = np.array(spans, dtype="datetime64[ns]")
+    assert label_flares(times, swpc, coverage=array)["covered"].tolist() == [True, False, False, False, True, True]
+    for wrong in (["2012-01-01", "2012-02-01", "2012-03-01"], [("2012-01-01",)], "2012"):
+        with pytest.raises(ValueError, match="coverage: expected a pair"):
+            label_flares(times, swpc, coverage=wrong)
 
 
 def test_nominal_slots_keep_the_day(swpc):
@@ -166,6 +171,25 @@ def test_times_of_every_kind(swpc):
         pd.testing.assert_frame_equal(naive, other)
     series = pd.Series(pd.to_datetime(["2014-01-06 12:00"]), index=["row"])
     assert label_flares(series, swpc, **span).index.tolist() == ["row"]
+
+
+def test_events_made_by_hand():
+    events = pd.DataFrame(
+        {
+            "start_time": ["2012-01-01 00:00", "2012-01-02T00:00:00.5"],
+            "peak_time": [None, "2012-01-02T00:05:00"],
+            "end_time": [None, "2012-01-02T00:10:00Z"],
+            "goes_class": ["M1.0", "X1.0"],
+            "flux": [1e-5, 1e-4],
+        }
+    )
+    labels = label_flares(["2011-12-31", "2012-01-01"], events, coverage=("2011-12-01", "2012-02-01"))
+    assert labels["target_class"].tolist() == ["M1.0", ""]
+    assert labels["target_location"].isna().all()
+    assert labels.attrs["scale"] == ""
+    for function in (label_flares, label_calendar_days, past_features, trailing_day_rates):
+        with pytest.raises(ValueError, match="read_flare_events"):
+            function(["2012-01-01"], events.drop(columns=["flux", "end_time"]))
 
 
 def test_bad_arguments(swpc, ncei):

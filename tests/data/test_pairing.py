@@ -48,7 +48,7 @@ def real(sdo_folder):
 
 
 def test_real_groups_are_found_within_a_minute(real):
-    pairs = pair_observations(real, "1min", anchor="aia171")
+    pairs = pair_observations(real, "1min", "aia171")
     accounted(pairs, len(real))
     of_2024 = pairs[pairs["time"].dt.year == 2024].squeeze()
     present = {name for name in pairs.attrs["modalities"] if of_2024[name] is not None}

@@ -55,6 +55,18 @@ def test_one_moment_is_never_on_two_sides():
     assert parts["test"].tolist() == list(range(10, 15))
 
 
+def test_times_of_every_kind():
+    times = pd.date_range("2012-01-01", periods=1000, freq="D")
+    expected = chronological_split(times)
+    texts = [f"{time:%Y-%m-%dT%H:%M:%S}" + (".000" if row % 2 else "") for row, time in enumerate(times)]
+    table = pd.DataFrame({"time_nominal": times.tz_localize("UTC"), "path": "file"})
+    for given in (times.to_numpy(), list(times), times.tz_localize("Asia/Tokyo"), texts, table, table["time_nominal"]):
+        for name, positions in chronological_split(given).items():
+            assert positions.tolist() == expected[name].tolist()
+    with pytest.raises(ValueError, match="time_nominal"):
+        chronological_split(table[["path"]])
+
+
 def test_labels_agree_with_positions_and_mark_the_gap():
     times = irregular(300)
     labels = split_labels(times)

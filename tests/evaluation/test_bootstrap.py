@@ -1,6 +1,7 @@
 """Block-bootstrap intervals: nominal coverage under 27-day correlation, where the i.i.d. one fails."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -134,11 +135,48 @@ def test_few_blocks_are_warned_about(caplog):
     assert "2.2 blocks" in caplog.text
 
 
+def near_the_top(days=200):
+    """A forecast that misses two events of many: of few blocks, so that the interval is stretched far."""
+    times = pd.date_range("2012-01-01", periods=days, freq="D")
+    observed = np.arange(days) % 3 == 0
+    warned = observed.copy()
+    warned[[30, 150]] = False
+    return warned, observed, times
+
+
+def test_an_interval_ends_at_the_bounds_of_its_score():
+    warned, observed, times = near_the_top()
+
+    def scores(warned, observed):
+        pod = table_scores(*contingency_table(warned, observed))["pod"]
+        return {"pod": pod, "miss": 1 - pod, "bare": pod}
+
+    free = block_bootstrap(scores, warned, observed, times=times, num_resamples=200)
+    assert free["pod"].high > 1.0
+    assert free["miss"].low < 0.0
+    bounds = {"pod": (0.0, 1.0), "miss": (0.0, np.inf)}
+    ended = block_bootstrap(scores, warned, observed, times=times, num_resamples=200, bounds=bounds)
+    assert ended["pod"] == replace(free["pod"], high=1.0)
+    assert ended["miss"] == replace(free["miss"], low=0.0)
+    assert ended["bare"] == free["bare"]
+    one = block_bootstrap(tss, warned, observed, times=times, num_resamples=200, bounds=(-1, 1))
+    assert (one.low, one.high) == (block_bootstrap(tss, warned, observed, times=times, num_resamples=200).low, 1.0)
+
+
+def test_bounds_change_nothing_of_an_interval_within_them():
+    rng = np.random.default_rng(0)
+    times = pd.date_range("2012-01-01", periods=600, freq="D")
+    warned, observed = rng.random((2, 600)) < 0.3
+    free = block_bootstrap(tss, warned, observed, times=times, num_resamples=50)
+    assert free == block_bootstrap(tss, warned, observed, times=times, num_resamples=50, bounds=(-1, 1))
+
+
 def test_bad_arguments():
     times = pd.date_range("2012-01-01", periods=3, freq="D")
     with pytest.raises(ValueError, match="as many rows as times"):
         block_bootstrap(np.mean, [1, 2], times=times)
     with pytest.raises(ValueError, match="level"):
         block_bootstrap(np.mean, [1, 2, 3], times=times, level=95)
-    with pytest.raises(ValueError, match="positive length"):
-        block_bootstrap(np.mean, [1, 2, 3], times=times, block="0D")
+    for block in ("0D", 27, "foo"):  # a bare number would count nanoseconds
+        with pytest.raises(ValueError, match="block: expected a positive time"):
+            block_bootstrap(np.mean, [1, 2, 3], times=times, block=block)

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from solarchip_hf.evaluation.flare_seeds import load_forecasts, recalibrated, save_forecasts, seed_report
+from solarchip_hf.evaluation.flare_seeds import (
+    load_forecasts,
+    load_tries,
+    recalibrated,
+    save_forecasts,
+    seed_report,
+)
 
 
 class Part:
@@ -89,6 +95,29 @@ def test_what_was_chosen_on_validation_is_said(parts, arms, tmp_path):
     report = seed_report(tmp_path, parts, arms, choices="Best of 7 tries each.", num_resamples=10)
     assert report["protocol"]["choices"] == "Best of 7 tries each."
     assert "whatever else is chosen there. Best of 7 tries each.\n" in (tmp_path / "seeds.md").read_text()
+
+
+def test_what_was_tried_stands_beside_the_scores(parts, arms, tmp_path):
+    tries = [{"learning_rate": 1e-3, "score": 0.2, "step": 8, "chosen": True}, {"score": None, "chosen": False}]
+    save_forecasts(tmp_path / "0.safetensors", {"good": arms["good"][0]}, {"good": tries})
+    save_forecasts(tmp_path / "1.safetensors", {"good": arms["good"][1]})
+    kept = [load_tries(tmp_path / f"{seed}.safetensors") for seed in (0, 1)]
+    assert kept == [{"good": tries}, {}]
+    assert load_forecasts(tmp_path / "0.safetensors")["good"].keys() == {"validation", "test"}
+    told = {"good": [seed.get("good") for seed in kept]}
+    seed_report(tmp_path, parts, {"good": arms["good"][:2]}, tries=told, num_resamples=10)
+    assert json.loads((tmp_path / "seeds.json").read_text())["tries"] == {"good": [tries, None]}
+
+
+def test_no_interval_passes_the_range_of_its_score(parts, arms, tmp_path):
+    report = seed_report(tmp_path, parts, arms, num_resamples=60)
+    rows = [row for scores in report["scores"].values() for row in scores.values()]
+    for name, least in (("tss", -1.0), ("auc", 0.0), ("bss", -np.inf)):
+        known = [row[name] for row in rows if row[name]["low"] is not None]
+        assert min(row["low"] for row in known) >= least
+        assert max(row["high"] for row in known) <= 1.0, name
+    # at stake: unbounded, the interval of the arm that knows nearly all would pass 1
+    assert report["scores"]["M+"]["truth"]["auc"]["high"] == 1.0
 
 
 def test_recalibration_mends_a_forecast_that_exaggerates(parts):

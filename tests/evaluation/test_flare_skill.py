@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 
@@ -168,6 +169,39 @@ def test_what_evaluate_users_pass(metric):
     assert lists["tss"] == 0.5
     classes = metric.compute(predictions=[[0.8, 0.2], [0.3, 0.7]], references=[0, 1])
     assert classes["1+"]["acc"] == 1.0
+    # columns of a table that was filtered, as labels[labels.covered] is: no row is called 0
+    table = pd.DataFrame({"p": [0.9, 0.2, 0.6], "flare": [1, 0, 0]}, index=pd.date_range("2012-01-01", periods=3))
+    scores = metric.compute(predictions=table["p"], references=table["flare"].astype("boolean"))
+    assert flatten_scores(scores) == lists
+
+
+def test_probabilities_of_a_bfloat16_model(metric):
+    torch = pytest.importorskip("torch")
+    logits = torch.randn(200, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    exact = logits.softmax(dim=1)
+    rounded = exact.bfloat16()
+    assert (rounded.double().sum(dim=1) - 1).abs().max() > 1e-3
+    references = torch.arange(200) % 4
+    expected = metric.compute(predictions=exact, references=references)
+    scores = metric.compute(predictions=rounded, references=references)
+    assert scores["rps"] == pytest.approx(expected["rps"], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([0.1, 0.7], [0.5, 1], "whole numbers"),
+        ([None, 0.7], [0, 1], "probabilities in"),
+        ([[0.1], [0.7]], [0, 1], r"shape \(2, 1\)"),
+        ([0.1, 0.7, 0.2], [0, 1], "shapes"),
+        ([0.1, 0.7], ["M", "C"], "expected numbers"),
+        ([], [], "at least one"),
+    ],
+)
+def test_the_metric_refuses_and_goes_on(metric, predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(predictions=predictions, references=references)
+    assert metric.compute(predictions=[0.9, 0.2, 0.6], references=[1, 0, 0])["tss"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -196,6 +230,16 @@ def test_bad_options_are_refused():
         flare_scores(probabilities, references, climatology=0.2)
     with pytest.raises(ValueError, match="argmax"):
         flare_scores(probabilities, references, decision="best")
+    with pytest.raises(ValueError, match="headline"):
+        flare_scores(probabilities, references, headline="M")
+    with pytest.raises(ValueError, match="zero or more"):
+        flare_scores(probabilities, references, climatology=[0.5, 0.6, -0.1, 0.0])
+    for threshold in (float("nan"), 50, "half", None):
+        with pytest.raises(ValueError, match="threshold: expected"):
+            flare_scores([0.1, 0.9], [0, 1], threshold=threshold)
+    for climatology in (float("nan"), 20, [0.8, 0.2]):
+        with pytest.raises(ValueError, match="climatology: expected"):
+            flare_scores([0.1, 0.9], [0, 1], climatology=climatology)
 
 
 def test_reliability_bins():

@@ -7,6 +7,7 @@ import pytest
 from solarchip_hf.data import flare_events, flare_labels
 from solarchip_hf.evaluation.flare_skill.skill_scores import binary_scores
 from solarchip_hf.evaluation.stratified import (
+    SCORE_BOUNDS,
     changed_windows,
     recall_by_angle,
     score_forecasts,
@@ -75,6 +76,27 @@ def test_recall_by_place(real):
     assert table["pod"].tolist()[:3] == [1.0, 0.0, 0.0]
     assert table["events"].sum() == observed.sum()
     assert (table["events"] > 20).all()  # some large flares have no place in the list: their own row
+
+
+def test_no_interval_passes_the_range_of_its_score():
+    times = pd.date_range("2012-01-01", periods=160, freq="D", tz="UTC")
+    labels = np.where(np.arange(160) % 3 == 0, 2, 0)
+    sharp = np.where(labels >= 2, 0.9, 0.1)
+    sharp[[31, 120]] = 0.6, 0.4  # a false alarm and a miss
+    table = score_forecasts(
+        {"sharp": sharp, "wrong": 1 - sharp},
+        labels,
+        times,
+        climatology=[0.6, 0.1, 0.2, 0.1],
+        scores=tuple(SCORE_BOUNDS),
+        num_resamples=100,
+    )
+    for score, (least, largest) in SCORE_BOUNDS.items():
+        assert (table[f"{score}_low"] >= least).all(), score
+        assert (table[f"{score}_high"] <= largest).all(), score
+    # each end is reached, so that something is at stake
+    assert table.loc["sharp", ["acc_high", "csi_high"]].tolist() == [1, 1]
+    assert table.loc["wrong", ["tss_low", "acc_low"]].tolist() == [-1, 0]
 
 
 def test_rivals_on_the_same_samples(real):

@@ -19,6 +19,7 @@ from solarchip_hf.evaluation.translation_fidelity.fidelity_scores import (
 )
 from solarchip_hf.evaluation.translation_fidelity.image_scores import (
     DATA_RANGES,
+    INNER_SHARE,
     RADIUS_SHARE,
     concordance,
     image_scores,
@@ -144,6 +145,25 @@ def test_power_tells_a_smooth_image_and_a_noisy_one():
     double = image_scores(2 * truth, truth, data_range=3132.0)
     assert double["power_fine_db"] == pytest.approx(10 * np.log10(4))
     assert np.isnan(image_scores(np.zeros_like(truth), truth, data_range=1.0)["power_fine_db"])
+
+
+def test_power_counts_all_directions_alike():
+    from scipy.ndimage import gaussian_filter
+
+    truth = np.random.default_rng(0).normal(0, 30, (SIZE, SIZE))
+    guess = gaussian_filter(truth, (2.0, 0.3))  # smooth from north to south only
+    upright, lying = (image_scores(*pair, data_range=1.0) for pair in ((guess, truth), (guess.T, truth.T)))
+    inner = radial_distance(SIZE) < INNER_SHARE
+    power = []
+    for image in (guess, truth):
+        flat = np.zeros((SIZE, SIZE))
+        flat[inner] = remove_radial_profile(image, inner)
+        power.append(np.abs(np.fft.fft2(flat)) ** 2)
+    waves = np.fft.fftfreq(SIZE) * RADIUS_SHARE * SIZE  # a solar radius
+    waves = np.hypot(waves[:, None], waves)
+    for name, band in {"power_coarse_db": (waves > 0) & (waves < 2.5), "power_fine_db": waves > 5}.items():
+        assert upright[name] == pytest.approx(lying[name], abs=1e-9)
+        assert upright[name] == pytest.approx(10 * np.log10(power[0][band].sum() / power[1][band].sum()), abs=1e-9)
 
 
 def test_invalid_pixels_are_left_out_and_counted():

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from tiny_translation import SIZE, made_up_cases
 
+from solarchip_hf.evaluation.bootstrap import block_bootstrap
 from solarchip_hf.evaluation.translation_figures import rivals_figure, spread_figure, translation_figure, write_figures
-from solarchip_hf.evaluation.translation_report import compare_translations, fitting_block, write_report
+from solarchip_hf.evaluation.translation_report import BOUNDS, compare_translations, fitting_block, write_report
 
 
 def rivals(cases, seed: int = 0):
@@ -74,6 +75,23 @@ def test_magnetograms_have_their_own_columns():
     assert "less |" not in text
     assert "PPE10" not in text
     json.dumps(table.to_dict(), allow_nan=False)
+
+
+def test_intervals_stay_within_what_a_score_can_be():
+    cases = made_up_cases(target="hmi")
+    noise = np.random.default_rng(0).normal(0, 1, cases.truth.shape).astype(np.float32)
+    noise[::4] *= 300  # most days all but perfect, some worthless: intervals that reach far beyond
+    table = compare_translations({"good": cases.truth + noise, "flipped": -cases.truth}, cases, method="good")
+    scores, apart = table.intervals["good"], table.differences["flipped"]
+    for name, (low, high) in BOUNDS.items():
+        if name in scores and np.isfinite(scores[name].low):
+            assert low <= scores[name].low <= scores[name].high <= high, name
+            assert low - high <= apart[name].low <= apart[name].high <= high - low, name
+    unbounded = block_bootstrap(
+        np.mean, np.array(table.rows["good"]["per_sample"]["correlation"]), times=cases.times, block=table.block
+    )
+    assert unbounded.high > scores["correlation"].high == 1.0
+    assert {*scores} >= {*BOUNDS} - {"spread_skill", "coverage", "spread_error_ratio", "ppe10", "flux_error_abs"}
 
 
 def test_files(table, tmp_path):

@@ -148,6 +148,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(finetune, root, tmp_pat
         (["{data}", "{events}", "--config_overrides", '{"focal_gama": 1}'], "focal_gama"),
         (["{data}", "{events}", "--augmentation", "published"], "augmentation"),
         (["{data}", "{events}", "--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint: expected"),
+        (["{data}", "{events}", "--learning_rate", "1e30", "--max_grad_norm", "0"], "the training has diverged. Lower"),
         (["missing.yaml"], "missing.yaml"),
     ],
 )

@@ -21,6 +21,10 @@ def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
     assert {"persistence, calibrated", "magnetogram forest, calibrated"} <= set(scores)
     assert len(scores["pretrained, frozen probe"]["bss"]["seeds"]) == 2
     assert [len(report["run"]["tries"][arm]) for arm in list(scores)[:2]] == [3, 3]
+    for arm, chosen in report["tries"].items():  # those of each seed, beside the scores
+        assert len(chosen) == 2, arm
+        assert all([sum(one["chosen"] for one in tries), len(tries)] == [1, 3] for tries in chosen), arm
+        assert all({"learning_rate", "weight_decay", "score", "step"} <= one.keys() for one in chosen[0]), arm
     rows = json.loads((tmp_path / "prepared" / "manifest.json").read_text())["splits"]
     counts = {name: part["count"] for name, part in report["samples"].items()}
     assert rows["train"] > 1.8 * counts["train"]  # images without labels, for pretraining alone
@@ -34,6 +38,8 @@ def test_the_experiment_runs_from_nothing_and_again(tmp_path, capsys):
     assert "3 tries of learning rate and weight decay" in said
     assert said.count('"chosen": true') == 4  # two networks, two seeds
     assert flare_experiment.main([*options, "--seeds", "1"]) == 0
+    again = json.loads((tmp_path / "seeds.json").read_text())["tries"]
+    assert again == {arm: chosen[:1] for arm, chosen in report["tries"].items()}
     assert (tmp_path / "backbone" / "model.safetensors").stat().st_mtime_ns == backbone
     assert flare_experiment.main([*options, "--sun", "5"]) == 2
     assert "expected a new folder, or the settings of" in capsys.readouterr().err
@@ -53,4 +59,4 @@ def test_bad_input_ends_in_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert flare_experiment.main(["--output", str(tmp_path / "file")]) == 2
     assert flare_experiment.main(["--output", str(tmp_path), "--span", "2013-01-01", "2012-01-01"]) == 2
-    assert "flare_experiment.py: days: expected a positive number" in capsys.readouterr().err
+    assert "flare_experiment.py: --span: expected two dates, the later one last" in capsys.readouterr().err

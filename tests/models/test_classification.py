@@ -2,13 +2,17 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MODALITIES, tiny_batch, tiny_config
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForImageClassification
 
-from solarchip_hf import SolarChipForImageClassification, SolarChipForPreTraining
+from gloo_pair import on_two_processes
+from solarchip_hf import SolarChipForImageClassification, SolarChipForPreTraining, SolarChipModel
 from solarchip_hf.models.modeling_solarchip_classification import SolarChipStatisticsPool, classification_loss
 
 LABELS = torch.tensor([0, 3, -1, 2])
@@ -223,6 +227,59 @@ def test_config_reaches_the_loss():
     assert not torch.isclose(output.loss, classification_loss(output.logits, LABELS))
 
 
+# --- the loss on two processes ----------------------------------------------------------------------------------------
+
+SPLITS = {"uneven": (4, 2), "a process without labels": (5, 1)}
+SHARED = {"class_weights": [0.2, 1.0, 3.0, 20.0], "focal_gamma": 1.5, "classifier_dropout": 0.0}
+
+
+def whole_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (*tiny_batch(6), torch.tensor([0, -1, 3, 1, 0, -1]))
+
+
+def step(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    loss = model(*batch[:2], labels=batch[2]).loss
+    loss.backward()
+    return {"loss": loss.detach(), **{name.removeprefix("module."): p.grad for name, p in model.named_parameters()}}
+
+
+def steps_of_a_process(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    results = {}
+    for name, split in SPLITS.items():
+        model = DistributedDataParallel(classifier(**SHARED).train())
+        results[name] = step(model, tuple(tensor.split(split)[rank] for tensor in whole_batch()))
+    if rank == 0:  # in evaluation a process may be alone with its batch: nothing waits for another
+        model = classifier(**SHARED)
+        results["evaluation"] = {"loss": model(*whole_batch()[:2], labels=whole_batch()[2]).loss.detach()}
+    return results
+
+
+def test_two_processes_take_the_step_of_one_with_the_whole_batch(tmp_path):
+    processes = on_two_processes(steps_of_a_process, tmp_path)
+    expected = step(classifier(**SHARED).train(), whole_batch())
+    total = torch.cat([value.flatten() for value in expected.values()]).norm()
+    assert total > 0.1
+    for name in processes[1]:
+        losses = [results[name]["loss"] for results in processes]
+        torch.testing.assert_close(sum(losses) / 2, expected["loss"], rtol=1e-6, atol=1e-6)
+        for results in processes:
+            for key, value in expected.items():
+                if key != "loss":
+                    assert (results[name][key] - value).abs().max() < 1e-6 * max(1.0, total), (name, key)
+    assert set(processes[1]) == {"uneven", "a process without labels"}
+    torch.testing.assert_close(processes[0]["evaluation"]["loss"], expected["loss"])
+    # what is at stake: the mean of the processes' own means points elsewhere
+    halves = [
+        step(classifier(**SHARED).train(), tuple(t.split((4, 2))[rank] for t in whole_batch())) for rank in (0, 1)
+    ]
+    ours, theirs = (torch.cat([r[k].flatten() for k in expected if k != "loss"]) for r in (expected, _mean(halves)))
+    assert torch.cosine_similarity(ours, theirs, dim=0) < 0.99
+
+
+def _mean(results: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {key: sum(one[key] for one in results) / len(results) for key in results[0]}
+
+
 # --- ordered classes --------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +354,57 @@ def test_pretrained_weights_reach_the_backbone(ordinal, tmp_path):
     features, info = AutoModel.from_pretrained(tmp_path / "tuned", output_loading_info=True)
     assert not any(info.values())
     assert torch.equal(features.towers["hmi"].projection.weight, pretrained.solarchip.towers["hmi"].projection.weight)
+
+
+def rewritten(folder: Path, change) -> Path:
+    """The saved weights of a folder, changed by a function of the dict."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def as_an_earlier_version(weights: dict[str, torch.Tensor]) -> None:
+    """One projection for all modalities and a vector for each, in place of a projection for each."""
+    for key in [key for key in weights if key.startswith("classifier.token_projections.")]:
+        del weights[key]
+    weights["classifier.token_projection.weight"] = torch.zeros(16, 32)
+    weights["classifier.token_projection.bias"] = torch.zeros(16)
+    for name in MODALITIES:
+        weights[f"classifier.modality_embedding.{name}"] = torch.zeros(16)
+
+
+TEMPERATURE = {"method": "temperature", "temperature": 1.5}
+
+
+@pytest.mark.parametrize("calibration", [None, TEMPERATURE])
+@pytest.mark.parametrize("modalities", [MODALITIES, ["hmi"]])
+def test_a_head_of_an_earlier_version_is_refused(calibration, modalities, tmp_path):
+    classifier(calibration=calibration).save_pretrained(tmp_path)
+    rewritten(tmp_path, as_an_earlier_version)
+    for load in (SolarChipForImageClassification, AutoModelForImageClassification):
+        with pytest.raises(ValueError, match=r"token_projections.*others: classifier\.") as refused:
+            load.from_pretrained(tmp_path, modalities=modalities)
+        assert "Tune anew with examples/finetune_flare.py" in str(refused.value)
+    model, info = SolarChipModel.from_pretrained(tmp_path, output_loading_info=True)  # the backbone is what it was
+    assert not any(info.values())
+    model.save_pretrained(tmp_path / "backbone")
+    _, info = SolarChipForImageClassification.from_pretrained(tmp_path / "backbone", output_loading_info=True)
+    assert info["missing_keys"] == {key for key in classifier().state_dict() if key.startswith("classifier.")}
+
+
+def test_a_calibration_wants_the_whole_head_that_it_was_fitted_on(tmp_path):
+    def cut(weights):
+        del weights["classifier.dense.weight"]
+
+    classifier(calibration=TEMPERATURE).save_pretrained(tmp_path / "calibrated")
+    with pytest.raises(ValueError, match=r"others: classifier\.dense\.bias, classifier\.dense\.weight, .* and 1 more"):
+        SolarChipForImageClassification.from_pretrained(tmp_path / "calibrated", classifier_head="linear")
+    with pytest.raises(ValueError, match=r"none for classifier\.dense\.weight: they belong"):
+        SolarChipForImageClassification.from_pretrained(rewritten(tmp_path / "calibrated", cut))
+    classifier().save_pretrained(tmp_path / "raw")  # to be tuned on, with another head
+    SolarChipForImageClassification.from_pretrained(tmp_path / "raw", classifier_head="linear")
+    SolarChipForImageClassification.from_pretrained(rewritten(tmp_path / "raw", cut))
 
 
 def test_a_foreign_key_of_the_head_is_reported(tmp_path):

@@ -84,7 +84,7 @@ REAL = [
         for w in (131, 171, 193, 211, 304, 335, 1600, 1700)
     ),
     ("aia_171_level1.fits", "aia171", "DN", (128, 128), 19.183648, True, False, True, "2011-02-15T00:00"),
-    ("aia_171_cutout.fits", "aia171", "DN", (705, 769), 0.599489, False, False, False, "2013-03-10T12:00"),
+    ("aia_171_cutout.fits", "aia171", "DN", (705, 769), 0.599489, False, False, False, "2013-03-10T12:00:12"),
     ("resampled_hmi.fits", None, "DN/s", (100, 100), 20.655759, True, False, False, "2014-03-01T00:01:30"),
     (
         "mdi.fd_m_96m_lev182.20101015_000000_TAI.data.fits",
@@ -358,6 +358,9 @@ def test_aia_time_and_slot():
     assert late.time_nominal == datetime(2024, 1, 1, tzinfo=UTC)
     hourly = read_image(fits_bytes(WAVELNTH=4500, T_OBS="2024-01-01T00:07:10Z", DATE__OBS="2024-01-01T00:07:09"))
     assert hourly.time_nominal == datetime(2024, 1, 1, tzinfo=UTC)
+    level_1 = {"LVL_NUM": 1.0, "DATE__OBS": "2024-01-01T00:02:09.34"}
+    assert read_image(fits_bytes(**level_1)).time_nominal == datetime(2024, 1, 1, 0, 2, 12, tzinfo=UTC)
+    assert read_image(fits_bytes(**level_1, WAVELNTH=1600)).time_nominal == datetime(2024, 1, 1, 0, 2, 0, tzinfo=UTC)
     without = read_image(fits_bytes(T_OBS=None, DATE__OBS=None, DATE_OBS="2024-01-01T00:02:09"))
     assert without.time == datetime(2024, 1, 1, 0, 2, 9, 999800, tzinfo=UTC)
     assert any("T_OBS is missing" in note for note in without.notes)

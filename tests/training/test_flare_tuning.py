@@ -1,14 +1,20 @@
 """Tuning for flares: what learns and what stays, the best checkpoint, resume, and a signal that is really found."""
 
 import json
+import os
+import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import errors, run
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from flare_world import TINY, flare_world, labelled_world
 from solarchip_hf import SolarChipForPreTraining
@@ -153,6 +159,23 @@ def test_of_several_tries_the_best_on_validation_is_kept(root, parts, score, tmp
     assert best_flare_fit(start, parts["train"], parts["validation"], resumed, tries, score=score)[1] == records
     with pytest.raises(ValueError, match="at least one try"):
         best_flare_fit(start, parts["train"], parts["validation"], shared, [], score=score)
+
+
+def test_a_try_that_diverges_is_passed_over(root, parts, score, tmp_path, caplog):
+    shared = {**fields(tmp_path, "linear"), "max_grad_norm": 0.0}
+    tries = [{"learning_rate": 1e30}, {"learning_rate": 1e-3}]
+    fit, records = best_flare_fit(
+        lambda: build(root, "linear"), parts["train"], parts["validation"], shared, tries, score=score
+    )
+    assert records[0] == {"learning_rate": 1e30, "score": None, "step": 0, "chosen": False}
+    assert records[1]["chosen"]
+    assert fit.best_score == records[1]["score"]
+    assert "try 1 left out: logits of the validation part: expected finite numbers" in caplog.text
+    json.dumps(records, allow_nan=False)
+    with pytest.raises(ValueError, match="finite validation score"):
+        best_flare_fit(
+            lambda: build(root, "linear"), parts["train"], parts["validation"], shared, tries[:1], score=score
+        )
 
 
 def test_a_try_without_a_finite_score_is_never_chosen(parts, tmp_path, monkeypatch):
@@ -335,6 +358,22 @@ def test_staged_tuning_goes_on_behind_its_first_stage(root, parts, score, tmp_pa
     assert fit.best_score == pytest.approx(reference.best_score, abs=1e-6)
 
 
+@pytest.mark.parametrize("tuning", ["attentive", "staged", "full"])
+def test_a_run_of_another_head_is_not_resumed(root, parts, score, tmp_path, tuning):
+    options = {"num_train_epochs": 1, "frozen_epochs": 1}
+    first = arguments(tmp_path, "attentive" if tuning == "staged" else tuning, **options)
+    fit_flare_model(build(root), parts["train"], parts["validation"], first, score=score)
+    if tuning == "staged":  # cut off behind its first stage
+        (tmp_path / "frozen").mkdir()
+        save_file(build(root).classifier.state_dict(), tmp_path / "frozen" / "classifier.safetensors")
+        shutil.rmtree(tmp_path / "checkpoint-3")
+    again = arguments(tmp_path, tuning, resume_from_checkpoint="last", **options)
+    with pytest.raises(
+        ValueError, match=r"resume_from_checkpoint: expected weights of this.* is \(4,\) and here \(1,\)"
+    ):
+        fit_flare_model(build(root, ordinal=True), parts["train"], parts["validation"], again, score=score)
+
+
 def test_large_features_are_not_kept(root, parts, score, tmp_path, caplog):
     cached, uncached = build(root), build(root)
     args = arguments(tmp_path / "a", "attentive", num_train_epochs=1)
@@ -448,6 +487,150 @@ def test_lora_without_peft_says_what_to_install(root, parts, score, tmp_path, mo
         fit_flare_model(
             build(root, "lora"), parts["train"], parts["validation"], arguments(tmp_path, "lora"), score=score
         )
+
+
+@pytest.mark.parametrize(("tuning", "judged"), [("attentive", True), ("attentive", False), ("full", False)])
+def test_a_training_that_diverges_ends_in_words(root, parts, tmp_path, tuning, judged):
+    options = {"learning_rate": 1e30, "max_grad_norm": 0.0, "metric_for_best_model": "loss"}
+    args = arguments(tmp_path, tuning, **options)
+    validation = parts["validation"] if judged else None
+    with pytest.raises(FloatingPointError, match=r"(logits|weights).*has diverged. Lower learning_rate \(1e\+30\)"):
+        fit_flare_model(build(root), parts["train"], validation, args, score=lambda *_: {})
+    assert not list(tmp_path.glob("checkpoint-*"))  # nothing of it is kept
+
+
+def test_an_interrupted_probe_leaves_a_model_that_can_be_used(root, parts, tmp_path):
+    class DyingFeatures(FrozenFeatures):
+        def __getitem__(self, index):
+            if Path(tmp_path, "checkpoint-3").exists():
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    model = build(root)
+    whole = encode_observations(model, parts["train"], progress=False)
+    features = DyingFeatures(whole.tokens, whole.contrastive, whole.observed, whole.classes)
+    before = predict_flares(model, whole, progress=False).logits
+    with pytest.raises(KeyboardInterrupt):  # behind an epoch that changes nothing to speak of
+        fit_flare_model(model, features, None, arguments(tmp_path, "attentive", learning_rate=1e-9))
+    np.testing.assert_allclose(predict_flares(model, whole, progress=False).logits, before, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "options"), [("attentive", {}), ("attentive", {"feature_cache_gib": 1e-6}), ("lora", {})]
+)
+def test_a_checkpoint_that_is_no_model_yet_is_not_taken_for_one(root, parts, score, tmp_path, tuning, options):
+    model = build(root, tuning)
+    args = arguments(tmp_path, tuning, num_train_epochs=1, **options)
+    fit_flare_model(model, parts["train"], parts["validation"], args, score=score)
+    checkpoint = tmp_path / "checkpoint-3"
+    model.config.save_pretrained(checkpoint)  # as somebody does who wants to load it
+    with pytest.raises(ValueError, match="checkpoint-3: expected a saved model, got a checkpoint from the middle of a"):
+        AutoModelForImageClassification.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="finish it with resume_from_checkpoint"):
+        build_flare_model(checkpoint)
+    model.save_pretrained(tmp_path / "saved")
+    kept = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(value, weights(model)[name]) for name, value in kept.state_dict().items())
+
+
+def test_full_tuning_leaves_checkpoints_that_are_models(root, parts, score, tmp_path):
+    model = build(root)
+    args = arguments(tmp_path, "full", num_train_epochs=1)
+    fit_flare_model(model, parts["train"], parts["validation"], args, score=score)
+    kept = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoint-3").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in weights(model).items())
+
+
+def test_a_flare_model_of_an_earlier_version_is_refused_by_the_task_too(root, tmp_path):
+    model = build(root)
+    model.config.calibration = {"method": "temperature", "temperature": 1.5}
+    model.save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(root / "pretrained").save_pretrained(tmp_path)
+    assert pipeline("solar-flare-forecasting", model=str(tmp_path)).model.config.calibration
+    tensors = load_file(tmp_path / "model.safetensors")
+    own = [key for key in tensors if key.startswith("classifier.token_projections.")]
+    tensors = {key: value for key, value in tensors.items() if key not in own}
+    tensors |= {f"classifier.token_projection.{name}": torch.zeros(32) for name in ("weight", "bias")}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (lambda folder: pipeline("solar-flare-forecasting", model=str(folder)), build_flare_model):
+        with pytest.raises(ValueError, match=r"others: classifier\.token_projection\.bias, .*Tune anew"):
+            load(tmp_path)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def probe_and_features(folder: Path) -> tuple[FlareProbe, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    probe = FlareProbe(build(folder, class_weights=[0.2, 1.0, 3.0, 20.0], classifier_dropout=0.0)).train()
+    config = probe.config
+    batch = {
+        "observed": torch.ones(6, 2, dtype=torch.bool),
+        "tokens": torch.randn(6, 2, 17, config.hidden_size),
+        "contrastive": torch.randn(6, 2, config.projection_dim),
+        "labels": torch.tensor([0, -1, 3, 1, -1, -1]),  # the last two tell nothing
+    }
+    return probe, batch
+
+
+def gradients(probe: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("module."): p.grad for name, p in probe.named_parameters() if p.grad is not None}
+
+
+def on_a_process(folder: Path, world: str) -> None:
+    """A step of the probe on a part of a batch, then a tuning that ends well and one that diverges."""
+    root, rank = Path(world), int(os.environ["RANK"])
+    alive = {}
+    wrappers = []
+    wrap = DistributedDataParallel.__init__
+
+    def remembered(self, *args, **kwargs):
+        wrap(self, *args, **kwargs)
+        wrappers.append(weakref.ref(self))
+
+    DistributedDataParallel.__init__ = remembered
+    parts = split_flares(labelled_world(root), {"train": 0.6, "validation": 0.2, "test": 0.2})
+    score = ValidationScore(parts["train"].classes, "M+")
+    for name, rate in (("ends", 1e-3), ("diverges", 1e30)):
+        args = arguments(
+            folder / name, "attentive", learning_rate=rate, max_grad_norm=0.0, per_device_train_batch_size=12
+        )
+        try:
+            fit_flare_model(build(root), parts["train"], parts["validation"], args, score=score)
+        except FloatingPointError:
+            alive["diverged"] = True
+        alive[name] = [wrapper() is not None for wrapper in wrappers]
+    (folder / f"alive_{rank}.json").write_text(json.dumps(alive))
+    probe, batch = probe_and_features(root)
+    wrapped = DistributedDataParallel(probe, find_unused_parameters=True)
+    wrapped(**{name: value.split((4, 2))[rank] for name, value in batch.items()}).loss.backward()
+    torch.save(gradients(wrapped), folder / f"gradients_{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(root, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    codes = run(on_a_process, folder, 2, world=str(root))
+    assert codes == [0, 0], errors(folder)
+    return folder
+
+
+def test_a_probe_on_two_processes_takes_the_step_of_one(root, two):
+    probe, batch = probe_and_features(root)
+    probe(**batch).loss.backward()
+    expected = gradients(probe)
+    assert max(value.abs().max() for value in expected.values()) > 0.01
+    for rank in (0, 1):
+        found = torch.load(two / f"gradients_{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_no_wrapper_outlives_a_tuning_whether_it_ends_or_diverges(two):
+    for rank in (0, 1):
+        alive = json.loads((two / f"alive_{rank}.json").read_text())
+        assert alive == {"ends": [False], "diverges": [False, False], "diverged": True}
 
 
 def test_a_named_size_without_weights_is_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_run import MODALITIES, STATISTICS, Blobs, Processor, arguments, tiny_model
+from transformers import TrainerCallback
 
 from solarchip_hf.models.configuration_solarchip import SolarChipConfig
 from solarchip_hf.models.modeling_solarchip import SolarChipForPreTraining
@@ -144,6 +145,31 @@ def test_resumed_run_ends_with_the_weights_of_the_undisturbed_one(tmp_path, accu
     assert not torch.equal(start["logit_scales"], expected["logit_scales"])
     assert set(expected) == set(resumed)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+
+class Poison(TrainerCallback):
+    """Makes a weight no number behind the third step, as a division by zero would."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 3:
+            next(model.parameters()).data.view(-1)[0] = torch.nan
+
+
+def test_a_diverged_training_ends_in_words_and_leaves_the_good_checkpoints(tmp_path):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    poisoned = {"train_dataset": Blobs(24), "callbacks": [Poison()]}
+    trainer = SolarChipTrainer(tiny_model(), arguments(tmp_path, **options), **poisoned)
+    with pytest.raises(
+        FloatingPointError, match=r"weights: .*at step 4: the training has diverged. Lower learning_rate"
+    ):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-2"]
+    unsaved = SolarChipTrainer(tiny_model(), arguments(tmp_path, max_steps=6, save_strategy="no"), **poisoned)
+    with pytest.raises(FloatingPointError, match="at step 6"):
+        unsaved.train()
+    wild = arguments(tmp_path, max_steps=6, save_strategy="no", learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(FloatingPointError, match=r"Lower learning_rate \(1e\+30\) or max_grad_norm \(0.0\)"):
+        SolarChipTrainer(tiny_model(), wild, train_dataset=Blobs(24)).train()
 
 
 def test_saved_folder_holds_model_and_processor(tmp_path):

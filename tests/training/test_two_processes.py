@@ -146,5 +146,6 @@ if __name__ == "__main__":
     wrapped = weakref.ref(trainer.model_wrapped)
     kind = type(wrapped()).__name__
     trainer.end()
-    ending = {"wrapper": kind, "wrapper lives": wrapped() is not None, "group lives": torch.distributed.is_initialized()}
+    ending = {"wrapper": kind, "wrapper lives": wrapped() is not None}
+    ending["group lives"] = torch.distributed.is_initialized()
     (resumed / f"ending_{trainer.args.process_index}.json").write_text(json.dumps(ending))

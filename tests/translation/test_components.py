@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from tiny_pipeline import MODALITIES, tiny_autoencoder
 
 from solarchip_hf import SolarChipConfig
@@ -174,6 +175,10 @@ def test_all_schedulers_share_the_published_noise(prediction_type):
         assert scheduler.timesteps[0] == 999  # from pure noise, as in training
         assert scheduler.config.prediction_type == prediction_type
         assert not scheduler.config.get("clip_sample")
+        # diffusers' own way to another scheduler, whose default is to clip
+        swapped = DDIMScheduler.from_config(scheduler.config)
+        assert not swapped.config.clip_sample
+        assert swapped.config.prediction_type == prediction_type
     with pytest.raises(ValueError, match="scheduler: expected one of"):
         build_scheduler("euler")
     with pytest.raises(ValueError, match="prediction_type: expected one of"):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from astropy.io import fits
+from astropy.visualization import AsinhStretch, LinearStretch
+from astropy.visualization.mpl_normalize import ImageNormalize
 from sunpy.coordinates.utils import get_limb_coordinates
 from sunpy.map import Map
 from sunpy.map.sources import AIAMap, HMIMap
@@ -15,7 +17,7 @@ from tiny_pipeline import SIZE, tiny_pipeline
 
 from solarchip_hf import SolarImageError, SyntheticSun, read_image, scan_archive
 from solarchip_hf.translation import write_fits
-from solarchip_hf.translation.figures import translation_figure
+from solarchip_hf.translation.figures import colorbar_ticks, translation_figure
 
 RADIUS = 406.67 * SIZE / 1024
 
@@ -182,8 +184,26 @@ def test_the_figure_draws_the_limb_on_every_panel(archive, from_hmi, tmp_path):
     expected = ["given: HMI magnetogram", "generated: AIA 171 Å", "spread of the samples"]
     assert [axes.get_title() for axes in panels] == expected
     assert [axes.images[0].get_cmap().name for axes in panels] == ["gray", "sdoaia171", "sdoaia171"]
+    bars = [axes for axes in figure.axes if axes.get_ylabel() in ("G", "DN")]
+    assert len(bars) == 3
+    for bar in bars:
+        labels = [label.get_text() for label in bar.get_yticklabels()]
+        assert len(labels) > 2
+        assert all(label.strip("-0.") in ("", "1", "2", "3", "5") for label in labels), labels
     for axes in panels:
         (edge,) = [patch for patch in axes.patches if len(patch.get_path().vertices) > 3]
         (outline,) = edge.get_transform().transform_path(edge.get_path()).to_polygons()
         points = axes.transData.inverted().transform(outline)
         assert np.abs(np.hypot(*(points - (SIZE - 1) / 2).T) - RADIUS).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 2580.0, [0, 100, 200, 500, 1000, 2000]), (-100.0, 100.0, [-100, -50, 0, 50, 100]), (0.0, 6.9, None)],
+)
+def test_colour_bars_have_round_numbers_that_lie_apart(low, high, expected):
+    stretch = AsinhStretch(0.05) if low == 0 else LinearStretch()
+    norm = ImageNormalize(vmin=low, vmax=high, stretch=stretch, clip=False)
+    ticks = colorbar_ticks(low, high, norm)
+    assert expected is None or ticks == expected
+    assert np.diff(norm(ticks)).min() >= 0.1

@@ -367,7 +367,13 @@ def test_files_that_cannot_be_translated(archive, sdo_folder):
         ({"num_inference_steps": 0}, "num_inference_steps: expected a whole number"),
         ({"num_samples": 1.5}, "num_samples: expected a whole number"),
         ({"batch_size": True}, "batch_size: expected a whole number"),
+        ({"num_inference_steps": 1001}, "num_inference_steps: expected at most 1000"),
         ({"guidance_scale": -1.0}, "guidance_scale: expected 0 or more"),
+        ({"guidance_scale": float("inf")}, "guidance_scale: expected 0 or more"),
+        ({"guidance_scale": None}, "guidance_scale: expected 0 or more"),
+        ({"controlnet_conditioning_scale": float("nan")}, "controlnet_conditioning_scale: expected a finite number"),
+        ({"generator": 42}, "generator: expected torch.Generator, one or a list of them, got 42"),
+        ({"generator": [0, 1]}, "generator: expected torch.Generator"),
         ({"output_type": "pil"}, "output_type: expected one of 'pt', 'np', 'map'"),
         ({"reduce": "median"}, "reduce: expected one of 'mean', 'sample'"),
         ({"generator": seeds(3)}, "generator: expected one, or 2"),
@@ -378,6 +384,21 @@ def test_files_that_cannot_be_translated(archive, sdo_folder):
 def test_settings_that_cannot_be(options, said):
     with pytest.raises(ValueError, match=said):
         tiny_pipeline()(random_images(), **{"num_inference_steps": 2, **options})
+
+
+def test_counts_may_be_numpys():
+    options = {"num_inference_steps": np.int64(2), "num_samples": np.int32(3), "batch_size": np.int64(2)}
+    assert tiny_pipeline()(random_images(count=1), **options).samples.shape == (1, 3, SIZE, SIZE)
+
+
+def test_networks_in_training_mode_give_the_images_of_loaded_ones():
+    pipeline, images = tiny_pipeline("cnn"), random_images()
+    expected = pipeline(images, 2, generator=seeds(2)).samples
+    parts = {name: part.train() if hasattr(part, "train") else part for name, part in pipeline.components.items()}
+    same = SolarChipControlNetPipeline(**parts, **pipeline.parameters)
+    same.set_progress_bar_config(disable=True)
+    assert not any(part.training for part in (same.autoencoder, same.unet, same.controlnet))
+    assert torch.equal(same(images, 2, generator=seeds(2)).samples.nan_to_num(), expected.nan_to_num())
 
 
 def test_parts_that_do_not_belong_together():

@@ -1,7 +1,7 @@
 """Flare lists of NOAA/NCEI, NOAA/SWPC and HEK in one schema, with their faults counted."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,22 @@ def parse_goes_class(goes_class: Any) -> np.ndarray:
     """Turns GOES classes into peak irradiances, so that X13.3 is larger than X9.3.
 
     Args:
-        goes_class: One class or many, as `"M2.0"`, `"x13.3"`; a bare letter means 1.0.
+        goes_class: One class or many, as `"M2.0"`, `"x13.3"`; a bare letter means 1.0. Of a saturated flare, as
+            `"X10+"`, the number is a lower bound, and is taken.
 
     Returns:
         float64 array of the input's length (0-d for one class), W/m2; NaN where the text is no class.
     """
-    texts = pd.Series(np.atleast_1d(np.asarray(goes_class, dtype=object))).astype("string").str.strip().str.upper()
-    parts = texts.str.extract(r"^([ABCMX])(\d+(?:\.\d*)?)?$")
+    parts = _class_parts(pd.Series(np.atleast_1d(np.asarray(goes_class, dtype=object))))
     exponent = parts[0].map({letter: f"e{power}" for letter, power in CLASS_EXPONENTS.items()})
     # Decimal text, not a product: "M1.0" is exactly 1e-5, so a threshold comparison cannot miss by one rounding.
     flux = pd.to_numeric(parts[1].fillna("1.0") + exponent, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     return flux.reshape(np.shape(goes_class))
+
+
+def _class_parts(texts: pd.Series) -> pd.DataFrame:
+    """Letter, number and the plus sign of a saturated flare; missing where the text is no class."""
+    return texts.astype("string").str.strip().str.upper().str.extract(r"^([ABCMX])(\d+(?:\.\d*)?)?(\+)?$")
 
 
 def format_goes_class(flux: float) -> str:
@@ -155,7 +160,8 @@ def read_flare_events(
     A list says nothing of the days that it does not cover; that is told to `label_flares` by `coverage`.
 
     Args:
-        path: A CSV file (compressed or not), a DataFrame, an astropy or HEK table, or a list of such of one source.
+        path: A CSV file (compressed or not), a DataFrame, an astropy or HEK table, or a list of such of one source;
+            also a list of HEK's records (dicts).
         source: Overrides the name written to the column `source`.
         scale: Overrides the irradiance scale: `"GOES-R"` for science-quality classes, `"operational"` for those in
             which GOES-8 to -15 are lower by a factor of about 0.7. SWPC's own list is called
@@ -165,14 +171,16 @@ def read_flare_events(
         A DataFrame sorted by start with `start_time, peak_time, end_time` (UTC, zone-aware; end and peak may be NaT),
         `goes_class` (as `"M2.0"`), `flux` (the class in W/m2, float64), `location` (as `"N14E89"`, missing where
         unknown), `noaa_ar` (Int64 in five digits, missing where unknown), `source`, `scale`. `attrs["report"]` holds
-        counts: `rows_read`, `rows_kept`, `unreadable_times`, `unreadable_classes`, `duplicate_rows` (of which
-        `identical_rows`), `peak_after_end`, `end_before_start`, `peak_before_start`, `longer_than_12h`,
-        `missing_end`, `missing_location`, `missing_region`, `long_lived_regions` (number to days), and for HEK
-        `other_recognition_methods`.
+        counts: `rows_read`, `rows_kept`, `unreadable_times`, `unreadable_classes`, `saturated_classes` (as `"X10+"`,
+        a lower bound), `duplicate_rows` (of which `identical_rows`), `peak_after_end`, `end_before_start`,
+        `peak_before_start`, `longer_than_12h`, `missing_end`, `missing_location`, `missing_region`,
+        `long_lived_regions` (number to days), and for HEK `other_recognition_methods`.
 
     Raises:
         ValueError: The columns belong to no known layout, or the parts of a list have different scales.
     """
+    if isinstance(path, list | tuple) and path and all(isinstance(part, Mapping) for part in path):
+        path = pd.DataFrame(list(path))
     if isinstance(path, list | tuple):
         frames = [_to_schema(part, source, scale) for part in path]
         scales = sorted({value for frame in frames for value in frame["scale"].unique()})
@@ -193,12 +201,17 @@ def _load(source: Any) -> tuple[pd.DataFrame, str]:
         return source.copy(), "the given DataFrame"
     if hasattr(source, "colnames"):  # astropy's Table and what sunpy derives from it; multi-dimensional columns stay
         wanted = [name for name in source.colnames if name in (*_HEK_NAMES, "frm_name")]
-        columns = {name: getattr(source[name], "datetime64", np.asarray(source[name])) for name in wanted}
-        return pd.DataFrame(columns), "the given table"
+        return pd.DataFrame({name: _plain_column(source[name]) for name in wanted}), "the given table"
     try:
         return pd.read_csv(Path(source), dtype=str, skipinitialspace=True, comment="#"), str(source)
     except ValueError as error:  # binary, empty, or rows of other lengths
         raise ValueError(f"{source}: expected a flare list as CSV with a header line, got {error}") from error
+
+
+def _plain_column(column: Any) -> pd.Series:
+    """A column of an astropy table, its masked values missing."""
+    values = np.asarray(getattr(column, "datetime64", column))
+    return pd.Series(values).mask(np.broadcast_to(np.asarray(getattr(column, "mask", False)), values.shape))
 
 
 def _to_schema(path: Any, source: str | None, scale: str | None) -> pd.DataFrame:
@@ -229,8 +242,12 @@ def _to_schema(path: Any, source: str | None, scale: str | None) -> pd.DataFrame
     for column in ("start_time", "peak_time", "end_time"):
         values = table[column] if column in table else pd.Series(pd.NaT, index=table.index)
         events[column] = pd.to_datetime(values, utc=True, errors="coerce", format="ISO8601").dt.as_unit("ns")
-    events["goes_class"] = table["goes_class"].astype("string").str.strip().str.upper().astype("str")
+    parts = _class_parts(table["goes_class"])
+    # "C" and "M2" are written as "C1.0" and "M2.0", which says the same
+    tenths = parts[1].fillna("1").str.removesuffix(".").str.replace(r"^(\d+)$", r"\1.0", regex=True)
+    events["goes_class"] = (parts[0] + tenths).astype("str")
     events["flux"] = parse_goes_class(events["goes_class"])
+    events["saturated"] = parts[2].notna()
     events["location"] = _locations(table)
     events["noaa_ar"] = _regions(table, events["start_time"])
     # A table written by us keeps what it was read from.
@@ -273,6 +290,7 @@ def _clean(table: pd.DataFrame) -> pd.DataFrame:
     bad_time, bad_class = table["start_time"].isna(), table["flux"].isna()
     report["unreadable_times"], report["unreadable_classes"] = int(bad_time.sum()), int(bad_class.sum())
     events = table[~(bad_time | bad_class)]
+    report["saturated_classes"] = int(events.pop("saturated").sum())
 
     # Counted on the rows as found, duplicates included.
     report["duplicate_rows"] = int(events.duplicated(["start_time", "peak_time"]).sum())

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from .durations import read_duration
-from .flare_events import MAX_DURATION, flux_to_label, to_utc
+from .flare_events import EVENT_COLUMNS, MAX_DURATION, flux_to_label, to_utc
 
 _NS_PER_DAY = 86_400_000_000_000
+_NEEDED_COLUMNS = EVENT_COLUMNS[:5]  # times, class and flux; a table made by hand may lack the others
 _THRESHOLDS = {"c": 1e-6, "m": 1e-5, "x": 1e-4}  # W/m2 at which the classes C, M and X begin
 
 Coverage = Any  # None, a (start, end) pair, or a list of such pairs
@@ -33,7 +34,8 @@ def label_flares(
 
     Args:
         times: Times of the observations; naive ones mean UTC.
-        events: Flares as `read_flare_events` returns them, of one irradiance scale.
+        events: Flares as `read_flare_events` returns them, of one irradiance scale; of a table made by hand the times,
+            `goes_class` and `flux` are enough.
         horizon: Length of the window.
         by: A flare belongs to the window in which it has its `"start"` or its `"peak"`. An impossible peak (before
             the start, after the end, or more than 12 h from the start) is replaced by the start.
@@ -255,7 +257,7 @@ def _label_windows(
     moment = start if by == "start" else peak
     order = np.argsort(moment, kind="stable")
     moment, flux = moment[order], events["flux"].to_numpy(dtype=float)[order]
-    sorted_events = events.iloc[order]
+    sorted_events = events.reindex(columns=list(EVENT_COLUMNS)).iloc[order]
 
     low = np.searchsorted(moment, begin, side=side)
     high = np.searchsorted(moment, end, side=side)
@@ -295,11 +297,17 @@ def _label_windows(
 
 
 def _one_scale(events: pd.DataFrame) -> str:
-    """The scale of all events; refuses several, and synthetic flares among real ones."""
-    sources = sorted(events["source"].unique())
+    """The scale of all events; refuses several, synthetic flares among real ones, and what is no list of events."""
+    missing = [name for name in _NEEDED_COLUMNS if name not in events]
+    if missing:
+        raise ValueError(
+            f"events: expected the columns of read_flare_events, got a table without {missing}. "
+            "Pass the list through read_flare_events, which takes a DataFrame too."
+        )
+    sources = sorted(events["source"].unique()) if "source" in events else []
     if len(sources) > 1 and "synthetic" in sources:
         raise ValueError(f"events: expected real or synthetic flares, got both ({sources}); label them apart.")
-    scales = sorted(events["scale"].unique())
+    scales = sorted(events["scale"].unique()) if "scale" in events else []
     if len(scales) > 1:
         raise ValueError(
             f"events: expected one irradiance scale, got {scales}: the same flare has another class on the other; "
@@ -310,7 +318,7 @@ def _one_scale(events: pd.DataFrame) -> str:
 
 def _nanoseconds(column: pd.Series) -> np.ndarray:
     """int64 nanoseconds in UTC; a missing time becomes the smallest integer, as in pandas."""
-    return pd.DatetimeIndex(pd.to_datetime(column, utc=True)).as_unit("ns").asi8
+    return pd.DatetimeIndex(pd.to_datetime(column, utc=True, format="ISO8601")).as_unit("ns").asi8
 
 
 def _trusted_peaks(events: pd.DataFrame, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -343,11 +351,13 @@ def _coverage_spans(coverage: Coverage, events: pd.DataFrame) -> list[tuple[int,
         start = to_utc(events["start_time"]).asi8
         return [(int(start.min()), int(start.max()))]
     pairs = list(coverage)
-    if len(pairs) == 2 and not any(isinstance(edge, tuple | list) for edge in pairs):
+    if len(pairs) == 2 and all(np.ndim(edge) == 0 for edge in pairs):
         pairs = [pairs]
+    if any(np.ndim(pair) != 1 or len(pair) != 2 for pair in pairs):
+        raise ValueError(f"coverage: expected a pair (start, end) or a list of such pairs, got {coverage!r}.")
     spans: list[tuple[int, int]] = []
     for pair in sorted(tuple(int(edge) for edge in to_utc(list(pair)).asi8) for pair in pairs):
-        if len(pair) != 2 or pair[0] >= pair[1]:
+        if pair[0] >= pair[1]:
             raise ValueError(
                 f"coverage: expected (start, end) with start before end, got {[str(pd.Timestamp(e)) for e in pair]}."
             )

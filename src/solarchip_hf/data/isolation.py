@@ -71,6 +71,26 @@ class IsolatedCaller:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _start(self) -> subprocess.Popen:
+        """Starts the process and waits until it has loaded the function: on a busy machine that may take longer than a
+        call is given, and is no fault of an item.
+        """
+        # The workers share the machine's cores already: a second level of threads would only contend.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), _PACKAGE, self.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        try:
+            _receive(self.process.stdout)
+        except EOFError:
+            returncode = self.process.wait()
+            self.close()
+            raise WorkerDied(returncode) from None
+        return self.process
+
     def call(self, item: Any, timeout: float | None = 120.0) -> Any:
         """The function's value for an item.
 
@@ -82,16 +102,7 @@ class IsolatedCaller:
             WorkerDied: The process ended, or was stopped, without an answer.
             Exception: Whatever the function raised.
         """
-        if self.process is None:
-            # The workers share the machine's cores already: a second level of threads would only contend.
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), _PACKAGE, self.name],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-            )
-        process, stopped = self.process, threading.Event()
+        process, stopped = self.process or self._start(), threading.Event()
 
         def stop() -> None:
             stopped.set()
@@ -201,6 +212,7 @@ def serve(name: str) -> None:
     for part in qualname.split("."):
         function = getattr(function, part)
     calls = sys.stdin.buffer
+    _send(answers, "ready")
     while True:
         try:
             item = _receive(calls)

@@ -19,8 +19,8 @@ _SAME_MOMENT = pd.Timedelta("1s")
 def pair_observations(
     catalog: pd.DataFrame,
     tolerance: str | pd.Timedelta = "6min",
-    *,
     anchor: str = "hmi",
+    *,
     modalities: Sequence[str] | None = None,
     near_real_time: bool = True,
     approximate: bool = True,

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .durations import read_duration
+from .flare_events import to_utc
 
 GAP = "gap"
 
@@ -23,7 +24,8 @@ def chronological_split(
     independent: after each border the observations of the next `gap` days belong to no part.
 
     Args:
-        times: N observation times in any order: a Series, an index, an array or a list; naive ones are taken as UTC.
+        times: N observation times in any order: a Series, an index, an array or a list, or a table with a column
+            `time_nominal`, as `pair_observations` gives; naive ones are taken as UTC.
         parts: Names in the order of time, each with its share of the observations (shares add up to 1), or each with
             the time at which it ends (exclusive; None for the last). By default `{"train": 0.7, "validation": 0.15,
             "test": 0.15}`.
@@ -221,11 +223,13 @@ def _known(classes: Any, count: int) -> np.ndarray:
 
 
 def _stamps(times: Any) -> pd.DatetimeIndex:
-    stamps = pd.DatetimeIndex(pd.to_datetime(pd.Series(np.asarray(times, dtype=object)), utc=True))
+    if isinstance(times, pd.DataFrame):
+        if "time_nominal" not in times:
+            raise ValueError(f"times: expected a table with the column time_nominal, got {list(times.columns)}.")
+        times = times["time_nominal"]
+    stamps = to_utc(times)
     if not len(stamps):
         raise ValueError("times: expected at least one observation, got none.")
-    if stamps.isna().any():
-        raise ValueError(f"times: expected a time for every observation, got {int(stamps.isna().sum())} missing.")
     return stamps
 
 

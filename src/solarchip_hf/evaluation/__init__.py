@@ -40,7 +40,7 @@ _HOMES = {
     "calibration": ("ValidationScore", "boundary_names", "choose_thresholds", "fit_calibration"),
     "flare_rivals": ("baseline_forecasts", "magnetogram_table"),
     "flare_report": ("calibrated_report", "write_flare_report"),
-    "flare_seeds": ("load_forecasts", "recalibrated", "save_forecasts", "seed_report"),
+    "flare_seeds": ("load_forecasts", "load_tries", "recalibrated", "save_forecasts", "seed_report"),
     "figures": ("reliability_figure", "roc_curve", "roc_figure"),
     "stratified": ("changed_windows", "recall_by_angle", "score_forecasts", "scores_by_group", "shuffle_within"),
 }

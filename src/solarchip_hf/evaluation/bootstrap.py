@@ -1,7 +1,7 @@
 """Intervals of scores by resampling blocks of time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, overload
@@ -11,11 +11,14 @@ import pandas as pd
 from scipy.stats import norm as normal
 from scipy.stats import t as student_t
 
+from ..data.durations import read_duration
 from ..data.flare_events import to_utc
 
 logger = logging.getLogger(__name__)
 
 _FEWEST_BLOCKS = 10
+
+Bounds = tuple[float, float]  # least and largest possible value of a score; infinite where there is none
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def block_bootstrap(
     num_resamples: int = ...,
     level: float = ...,
     widen: bool = ...,
+    bounds: Bounds | None = ...,
     seed: int = ...,
 ) -> BootstrapInterval: ...
 
@@ -81,6 +85,7 @@ def block_bootstrap(
     num_resamples: int = ...,
     level: float = ...,
     widen: bool = ...,
+    bounds: Mapping[str, Bounds] | None = ...,
     seed: int = ...,
 ) -> dict[str, BootstrapInterval]: ...
 
@@ -93,6 +98,7 @@ def block_bootstrap(
     num_resamples: int = 1000,
     level: float = 0.95,
     widen: bool = True,
+    bounds: Bounds | Mapping[str, Bounds] | None = None,
     seed: int = 0,
 ) -> BootstrapInterval | dict[str, BootstrapInterval]:
     """Percentile interval of a score from resampled blocks of 27 days.
@@ -105,9 +111,9 @@ def block_bootstrap(
     Blocks still cut what is correlated across their borders, which makes the variance V(l) too small by a share of
     order 1/l. With `widen` the interval is stretched about the estimate to the variance 2 V(2 l) - V(l), in which that
     term cancels (the bias correction of Politis and Romano 1995, Journal of Time Series Analysis 16, 67), and to
-    Student's quantile for the few blocks that the variance comes from; it is never narrowed. The interval is
-    conditional on the phase of the solar cycle that the sample happens to cover, and a stretched one may pass the
-    bounds of a score.
+    Student's quantile for the few blocks that the variance comes from; it is never narrowed. A stretched interval may
+    pass the largest value that a score can have; with `bounds` it ends there, which costs no coverage. The interval is
+    conditional on the phase of the solar cycle that the sample happens to cover.
 
     The same `times`, `block`, `num_resamples` and `seed` give the same resamples: pass two forecasts and their
     difference as `statistic` for a paired comparison.
@@ -120,6 +126,8 @@ def block_bootstrap(
         num_resamples: Number of resamples.
         level: Nominal coverage.
         widen: See above; needs a second set of resamples, with blocks of twice the length.
+        bounds: Least and largest possible value of the score, as (-1, 1) of a TSS; of a dict of scores, those by name,
+            where a name that is left out has none.
         seed: Of the random starts.
 
     Returns:
@@ -138,9 +146,7 @@ def block_bootstrap(
         )
     if not 0 < level < 1 or num_resamples < 1:
         raise ValueError(f"expected 0 < level < 1 and num_resamples >= 1, got {level} and {num_resamples}.")
-    length = None if block is None else pd.Timedelta(block).total_seconds()
-    if length is not None and length <= 0:
-        raise ValueError(f"block: expected a positive length or None, got {block!r}.")
+    length = None if block is None else read_duration(block, "block").total_seconds()
 
     order = np.argsort(seconds, kind="stable")
     values = [value[order] for value in values]
@@ -156,6 +162,7 @@ def block_bootstrap(
         if widen and num_blocks >= 4:
             doubled = _resample(statistic, values, clock, period, 2 * length, num_resamples, seed + 1)
 
+    limits = bounds if isinstance(bounds, Mapping) else {} if bounds is None else dict.fromkeys(named, bounds)
     intervals = {}
     for name, estimate in named.items():
         draws = resampled[name]
@@ -172,6 +179,8 @@ def block_bootstrap(
                 # Stretched about the estimate; where that lies outside the percentiles, no end moves inwards.
                 low = min(low, estimate - (estimate - low) * widening)
                 high = max(high, estimate + (high - estimate) * widening)
+            least, largest = limits.get(name, (-np.inf, np.inf))
+            low, high = max(low, least), min(high, largest)
         intervals[name] = BootstrapInterval(
             estimate=float(estimate),
             low=float(low),
@@ -249,4 +258,4 @@ def _resample(
     return {name: np.asarray(numbers + [np.nan] * (num_resamples - len(numbers))) for name, numbers in draws.items()}
 
 
-__all__ = ["BootstrapInterval", "block_bootstrap"]
+__all__ = ["Bounds", "BootstrapInterval", "block_bootstrap"]

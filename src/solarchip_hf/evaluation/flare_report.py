@@ -306,7 +306,8 @@ def _differences(
             b = binary_scores(theirs, events, limits[name], base)
             return {"tss": a["tss"] - b["tss"], "bss": a["bss_training"] - b["bss_training"]}
 
-        intervals = block_bootstrap(gain, above[first], above[name], observed, times=times, **options)
+        bounds = {"tss": (-2.0, 2.0)}  # a difference of Brier skills has none
+        intervals = block_bootstrap(gain, above[first], above[name], observed, times=times, bounds=bounds, **options)
         rows[name] = {}
         for score, interval in intervals.items():
             rows[name] |= {score: interval.estimate, f"{score}_low": interval.low, f"{score}_high": interval.high}

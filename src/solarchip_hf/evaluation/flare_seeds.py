@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from ..data.flare_observations import FlareObservations
@@ -14,12 +15,15 @@ from ..models.calibration import calibrated_probabilities
 from .bootstrap import block_bootstrap
 from .calibration import choose_thresholds, fit_calibration
 from .flare_skill.skill_scores import CLASS_NAMES, binary_scores, exceedance
+from .stratified import SCORE_BOUNDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Probabilities are kept so far from 0 and 1, whose log-odds are infinite, before they are calibrated.
 _LEAST_PROBABILITY = 1e-4
+
+_TRIES = "tries"  # in the metadata of a file of forecasts
 
 SCORES = ("bss", "tss", "auc")
 _TITLES = {"bss": "Brier skill score", "tss": "true skill statistic", "auc": "area under ROC"}
@@ -48,18 +52,24 @@ def recalibrated(forecast: Mapping[str, np.ndarray], labels: Any, method: str = 
     return calibrated
 
 
-def save_forecasts(path: str | Path, forecasts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def save_forecasts(
+    path: str | Path,
+    forecasts: Mapping[str, Mapping[str, np.ndarray]],
+    tries: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
     """Keeps the forecasts of one seed, as a whole or not at all.
 
     Args:
         path: A safetensors file; its folder is made if absent.
         forecasts: Arm to part to probabilities.
+        tries: Arm to the tries that validation chose among, as `best_flare_fit` gives them.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     rows = ((f"{arm}/{part}", p) for arm, parts in forecasts.items() for part, p in parts.items())
-    save_file({name: np.ascontiguousarray(values, dtype=np.float64) for name, values in rows}, partial)
+    tensors = {name: np.ascontiguousarray(values, dtype=np.float64) for name, values in rows}
+    save_file(tensors, partial, metadata={_TRIES: json.dumps(tries or {})})
     partial.replace(path)
 
 
@@ -70,6 +80,12 @@ def load_forecasts(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
         arm, _, part = name.rpartition("/")
         forecasts.setdefault(arm, {})[part] = values
     return forecasts
+
+
+def load_tries(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The tries that `save_forecasts` kept beside the forecasts; none of a file that was kept without them."""
+    with safe_open(path, framework="numpy") as file:
+        return json.loads((file.metadata() or {}).get(_TRIES, "{}"))
 
 
 def seed_report(
@@ -83,6 +99,7 @@ def seed_report(
     note: str = "",
     choices: str = "",
     run: Mapping[str, Any] | None = None,
+    tries: Mapping[str, Sequence[Any]] | None = None,
     block: str = "27D",
     num_resamples: int = 500,
     level: float = 0.95,
@@ -105,15 +122,16 @@ def seed_report(
         note: What the data are; stands in titles.
         choices: In words, what was calibrated and chosen on the validation part, and among how many.
         run: Facts to write down.
+        tries: Arm to what was tried and chosen on the validation part, an entry a seed; None of an unknown one.
         block: Length of the bootstrap's blocks.
         num_resamples: Number of resamples.
         level: Nominal coverage of the intervals.
 
     Returns:
-        What `seeds.json` holds: `data`, `run`, `samples`, `scores` (boundary, arm, score: `mean`, `standard_error`,
-        `seeds`, `low`, `high`; the error is null for a single seed), `claim` (each score of it: both means and errors,
-        and `holds`: both errors are known, and mean - error of the first is above mean + error of the second; and
-        `holds` for all of them).
+        What `seeds.json` holds: `data`, `run`, `samples`, `tries`, `scores` (boundary, arm, score: `mean`,
+        `standard_error`, `seeds`, `low`, `high`; the error is null for a single seed), `claim` (each score of it: both
+        means and errors, and `holds`: both errors are known, and mean - error of the first is above mean + error of the
+        second; and `holds` for all of them).
 
     Raises:
         ValueError: An unknown boundary or arm, or no sample that all arms forecast.
@@ -150,6 +168,7 @@ def seed_report(
             | {"classes": np.bincount(part.classes, minlength=len(CLASS_NAMES)).tolist()}
             for name, part in parts.items()
         },
+        "tries": dict(tries or {}),
         "left_out": {part: int((~mask).sum()) for part, mask in kept.items()},
         "scores": {},
     }
@@ -200,7 +219,7 @@ def _scores(
 
     single = each(above, observed)
     rows: dict[str, dict[str, Any]] = {}
-    intervals = block_bootstrap(mean, above, observed, times=times, **options)
+    intervals = block_bootstrap(mean, above, observed, times=times, bounds=SCORE_BOUNDS, **options)
     for name, values in single.items():
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
         row = {"mean": float(values.mean()), "low": intervals[name].low, "high": intervals[name].high}
@@ -321,6 +340,7 @@ def seeds_figure(result: Mapping[str, Any], *, ceiling: str | None = None) -> "F
 __all__ = [
     "SCORES",
     "load_forecasts",
+    "load_tries",
     "recalibrated",
     "save_forecasts",
     "seed_report",

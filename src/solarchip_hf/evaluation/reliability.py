@@ -109,10 +109,18 @@ def reliability_curve(
             return {str(k): share[k] for k in range(bins_kept)}
 
         intervals = block_bootstrap(
-            by_bin, index, observed, times=times, block=block, num_resamples=num_resamples, level=level, seed=seed
+            by_bin,
+            index,
+            observed,
+            times=times,
+            block=block,
+            num_resamples=num_resamples,
+            level=level,
+            bounds={str(k): (0.0, 1.0) for k in range(bins_kept)},
+            seed=seed,
         )
         for k in range(bins_kept):
-            low[k], high[k] = np.clip([intervals[str(k)].low, intervals[str(k)].high], 0, 1)
+            low[k], high[k] = intervals[str(k)].low, intervals[str(k)].high
 
     weight, base_rate = count / count.sum(), float(observed.mean())
     return ReliabilityCurve(

@@ -8,9 +8,16 @@ import numpy as np
 import pandas as pd
 
 from ..data.flare_events import to_utc
-from .bootstrap import block_bootstrap
+from .bootstrap import Bounds, block_bootstrap
 from .flare_skill.skill_scores import CLASS_NAMES, binary_scores, exceedance, flare_scores, flatten_scores
 
+# Least and largest possible value of the scores of `binary_scores`; a bias has no largest, a Brier skill no least.
+SCORE_BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(("tss", "hss"), (-1.0, 1.0)),
+    **dict.fromkeys(("pod", "pofd", "far", "csi", "acc", "auc", "brier"), (0.0, 1.0)),
+    **dict.fromkeys(("bss", "bss_training", "bss_sample"), (-np.inf, 1.0)),
+    "bias": (0.0, np.inf),
+}
 _BOUNDARIES = {f"{name}+": k for k, name in enumerate(CLASS_NAMES) if k}
 
 
@@ -183,6 +190,7 @@ def score_forecasts(
             block=block,
             num_resamples=num_resamples,
             level=level,
+            bounds=SCORE_BOUNDS,
             seed=seed,
         )
         row: dict[str, float] = {}
@@ -199,4 +207,4 @@ def score_forecasts(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-__all__ = ["changed_windows", "recall_by_angle", "score_forecasts", "scores_by_group", "shuffle_within"]
+__all__ = ["SCORE_BOUNDS", "changed_windows", "recall_by_angle", "score_forecasts", "scores_by_group", "shuffle_within"]

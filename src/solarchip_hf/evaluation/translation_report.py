@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .bootstrap import BootstrapInterval, block_bootstrap
+from .bootstrap import BootstrapInterval, Bounds, block_bootstrap
 from .translation_cases import TranslationCases
 from .translation_fidelity.fidelity_scores import fidelity_scores
 
@@ -41,6 +41,19 @@ HEADLINES = {
     "spread_skill": "spread-skill r",
     "spread_error_ratio": "spread / error",
     "coverage": "coverage",
+}
+# What scores can be, where that has an end; their intervals stop there.
+_INDEX, _SHARE, _ERROR = (-1.0, 1.0), (0.0, 1.0), (0.0, np.inf)
+BOUNDS: Mapping[str, Bounds] = {
+    **dict.fromkeys(("correlation_disk", "correlation", "correlation_strong", "ccc_disk", "ccc"), _INDEX),
+    **dict.fromkeys(("ssim", "ssim_zero", "ssim_strong", "ssim_strong_zero"), _INDEX),
+    **dict.fromkeys(("spread_skill", "polarity_gain_over_hale"), _INDEX),
+    **dict.fromkeys(("ssim_gain_over_zero", "ssim_strong_gain_over_zero"), (-2.0, 2.0)),
+    **dict.fromkeys(("ppe10", "ppe10_strong", "polarity_agreement", "polarity_agreement_hale", "coverage"), _SHARE),
+    **dict.fromkeys(("rmse", "mae", "nmse", "flux_error_abs", "unsigned_flux_error_abs", "rmse_strong"), _ERROR),
+    "spread_error_ratio": _ERROR,
+    "unsigned_flux_error": (-1.0, np.inf),
+    "rmse_gain_over_zero": (-np.inf, 1.0),
 }
 # What is compared pair by pair.
 PAIRED = ("correlation_disk", "correlation", "rmse", "ssim", "polarity_agreement", "rmse_gain_over_zero", "crps")
@@ -253,15 +266,17 @@ def compare_translations(
     }
     block = fitting_block(cases.times) if block is None else block
     options = {"block": block, "num_resamples": num_resamples, "seed": seed}
-    intervals = {name: _intervals(row["per_sample"], cases.times, options) for name, row in rows.items()}
+    bounded = {**options, "bounds": BOUNDS}
+    intervals = {name: _intervals(row["per_sample"], cases.times, bounded) for name, row in rows.items()}
     differences = {}
+    bounded = {**options, "bounds": {name: (low - high, high - low) for name, (low, high) in BOUNDS.items()}}
     if method is not None:
         ours = rows[method]["per_sample"]
         for name, row in rows.items():
             common = [key for key in row["per_sample"] if key in ours]
             if name != method:
                 apart = {key: np.subtract(ours[key], row["per_sample"][key]) for key in common}
-                differences[name] = _intervals(apart, cases.times, options)
+                differences[name] = _intervals(apart, cases.times, bounded)
     return TranslationTable(cases, rows, intervals, differences, method, block, note, dict(remarks or {}))
 
 

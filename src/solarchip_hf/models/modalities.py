@@ -19,7 +19,7 @@ class Modality:
         unit: Unit of the archive's full-disk images: `"G"` or `"DN"`.
         signed: Whether the physical quantity has a sign.
         nominal_exposure: Exposure in seconds that `photometry="nominal"` refers to; None for HMI.
-        cadence: Cadence in seconds of the nominal slots of the series that is read.
+        cadence: Cadence in seconds of the nominal slots of the series that is read; AIA's level 1 has its own.
         colormap: Name of sunpy's colour map for the channel.
     """
 

@@ -1,6 +1,7 @@
 """Classification of observations: statistics of every modality's tokens, fused by attention, into ordered classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_solarchip import SolarChipConfig
+from .distributed import all_reduce_sum, world_size
 from .modalities import MODALITY_NAMES
 from .modeling_solarchip import SolarChipModel, SolarChipPreTrainedModel
 from .modeling_solarchip_layers import run_towers
@@ -21,6 +23,7 @@ def classification_loss(
     *,
     class_weights: Sequence[float] | None = None,
     focal_gamma: float = 0.0,
+    gather: bool = False,
 ) -> torch.Tensor:
     """Weighted focal cross-entropy (Lin et al. 2017) over the labelled rows.
 
@@ -31,9 +34,12 @@ def classification_loss(
         labels: (B,) integers in 0..K-1, or negative where unknown.
         class_weights: K weights; None: equal.
         focal_gamma: 0 is plain cross-entropy.
+        gather: Whether the weights of all processes are summed in the denominator, for training: every process must
+            call it then.
 
     Returns:
-        A scalar, zero if no label is known.
+        A scalar, zero if no label is known; with `gather` this process's part, times the number of processes: averaged
+        over them, values and gradients are those of one process with the whole batch.
 
     Raises:
         ValueError: Labels of another shape, or that are no classes.
@@ -51,7 +57,8 @@ def classification_loss(
     weight = known.to(loss.dtype)
     if class_weights is not None:
         weight = weight * torch.tensor(class_weights, dtype=loss.dtype, device=loss.device)[targets]
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
+    total, processes = (all_reduce_sum(weight.sum()), world_size()) if gather else (weight.sum(), 1)
+    return (loss * weight).sum() / total.clamp_min(1e-12) * processes
 
 
 class SolarChipAttentionPool(nn.Module):
@@ -194,6 +201,31 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
         self.post_init()
         self._keys_to_ignore_on_load_unexpected.discard(r"^classifier\.")  # taken over from the backbone; here ours
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers; a folder whose head would be partly random is refused.
+
+        A folder without any head, as of a pretrained backbone, gets a new one, for tuning.
+
+        Args:
+            pretrained_model_name_or_path: As in transformers.
+            *args: As in transformers.
+            output_loading_info: Whether to return the names of keys that did not fit, too.
+            **kwargs: As in transformers.
+
+        Returns:
+            The model, or the model and a dict.
+
+        Raises:
+            ValueError: Weights of another head, a head that lacks weights beside a calibration that was fitted on it,
+                or a checkpoint that a probe or low-rank updates left in the middle of their tuning.
+        """
+        model, found = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        _check_loaded(model, str(pretrained_model_name_or_path), found)
+        return (model, found) if output_loading_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -256,7 +288,11 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
         loss = None
         if labels is not None:
             loss = classification_loss(
-                logits, labels, class_weights=self.config.class_weights, focal_gamma=self.config.focal_gamma
+                logits,
+                labels,
+                class_weights=self.config.class_weights,
+                focal_gamma=self.config.focal_gamma,
+                gather=self.training,  # in evaluation one process may have no batch left
             )
         return SolarChipImageClassifierOutput(
             loss=loss,
@@ -266,6 +302,33 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
+
+
+def _check_loaded(model: SolarChipForImageClassification, place: str, found: Mapping[str, Any]) -> None:
+    """Refuses what transformers would load with a warning: a head that is partly random, yet keeps its calibration."""
+    missing, foreign = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    # What `FlareProbe` and peft add to the checkpoints of a tuning; the saved model has neither.
+    if {"mean", "deviation"} <= set(foreign) or any(".lora_" in key for key in foreign):
+        raise ValueError(
+            f"{place}: expected a saved model, got a checkpoint from the middle of a tuning, whose weights are not yet "
+            "those of the model (standardised statistics or low-rank updates are not folded in). Load the folder that "
+            "the tuning saved at its end, or finish it with resume_from_checkpoint."
+        )
+    head, absent, other = (
+        [key for key in keys if key.startswith("classifier.")] for keys in (model.state_dict(), missing, foreign)
+    )
+    calibrated = model.config.calibration is not None  # fitted on one head, of which nothing may lack or be left over
+    if (absent and other) or (calibrated and (other or 0 < len(absent) < len(head))):
+        got = "; ".join(f"{kind} {_few(keys)}" for kind, keys in (("none for", absent), ("others:", other)) if keys)
+        raise ValueError(
+            f"{place}: expected the weights of this version's classifier, got {got}: they belong to another head, and "
+            "its forecasts would be partly random. Tune anew with examples/finetune_flare.py, from the pretrained "
+            "model that this one was tuned from."
+        )
+
+
+def _few(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 __all__ = [

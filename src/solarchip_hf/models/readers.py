@@ -30,6 +30,8 @@ from .quality import AIA_NEAR_REAL_TIME_BIT, decode_quality, parse_quality
 
 _GAUSS = frozenset({"g", "gauss", "mx/cm^2", "mx/cm2", "mxcm-2", "mx/cm**2"})
 _COUNTS = frozenset({"dn", "ct", "count", "counts", "adu"})
+# Seconds between level-1 frames; 12 of the channels that are not named (Lemen et al. 2012, Solar Physics 275, 17).
+_LEVEL_1_CADENCES = {"aia1600": 24.0, "aia1700": 24.0, "aia4500": 3600.0}
 _UNITS_OF = {"hmi": ("G",), "aia": ("DN", "DN/s")}
 
 
@@ -347,7 +349,10 @@ def _nominal_time(header: Mapping[str, Any], name: str | None, time: datetime | 
         return slot or time
     if name == "hmi":
         return _rounded(_tai_calendar(text(header, "T_OBS")) or time, MODALITIES[name].cadence)
-    return _rounded(try_time(header, "DATE-OBS", "DATE_OBS") or time, MODALITIES[name].cadence)
+    cadence = MODALITIES[name].cadence
+    if number(header, "LVL_NUM") == 1.0:  # every frame of the camera, not one in two minutes
+        cadence = _LEVEL_1_CADENCES.get(name, 12.0)
+    return _rounded(try_time(header, "DATE-OBS", "DATE_OBS") or time, cadence)
 
 
 def _tai_calendar(stamp: str) -> datetime | None:

@@ -238,7 +238,11 @@ class FlareProbe(nn.Module):
         loss = None
         if labels is not None:
             loss = classification_loss(
-                logits, labels, class_weights=self.config.class_weights, focal_gamma=self.config.focal_gamma
+                logits,
+                labels,
+                class_weights=self.config.class_weights,
+                focal_gamma=self.config.focal_gamma,
+                gather=self.training,
             )
         return SolarChipImageClassifierOutput(loss=loss, logits=logits)
 

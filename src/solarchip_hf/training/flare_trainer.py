@@ -9,6 +9,7 @@
 """
 
 import copy
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -116,6 +118,8 @@ class FlareTrainer(SolarChipTrainer):
         def compute(prediction: EvalPrediction) -> dict[str, float]:
             logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
             known = prediction.label_ids >= 0
+            if not np.isfinite(logits[known]).all():
+                raise self._diverged("logits of the validation part")
             metrics = {name: float(v) for name, v in score(logits[known], prediction.label_ids[known]).items()}
             chosen = (self.args.metric_for_best_model or "").removeprefix("eval_")
             if chosen in metrics and not np.isfinite(metrics[chosen]):
@@ -187,7 +191,9 @@ def fit_flare_model(
         The tuned model and how it came about.
 
     Raises:
-        ValueError: Arguments that do not fit together, or a score that the validation part leaves undefined.
+        ValueError: Arguments that do not fit together, a checkpoint of another model, or a score that the validation
+            part leaves undefined.
+        FloatingPointError: The training has diverged: logits or weights are not finite. Checkpoints before it stay.
         ImportError: `tuning="lora"` without peft.
     """
     args = copy.copy(args) if args is not None else FlareTrainingArguments()
@@ -206,6 +212,7 @@ def fit_flare_model(
     head = Path(args.output_dir) / _STAGE / _HEAD
     first = None
     if resume is None and args.resume_from_checkpoint and head.is_file():
+        _check_resumed(head, model.classifier)
         model.classifier.load_state_dict(load_file(head))
         logger.info("%s: the first stage is done.", head)
     elif resume is None:
@@ -339,15 +346,22 @@ def _run(
     if args.tuning == "lora":
         tuner = add_lora(model, args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_targets)
     learning = count_parameters(model)[0]
+    if resume is not None:
+        _check_resumed(Path(resume), trained)
     trainer = FlareTrainer(
         trained, args, score=score, train_dataset=train, eval_dataset=validation, processing_class=processor
     )
     if args.early_stopping and validation is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
-    trainer.train(resume)
+    try:
+        trainer.train(resume)
+    finally:
+        if isinstance(trained, FlareProbe):
+            trained.fold()  # of an interrupted training too: the model is the caller's
+        trainer.model_wrapped = trainer.model  # a DDP that outlives its process group may hang when it goes
+        trainer.accelerator.free_memory()
+        gc.collect()
     stopped = trainer.stopped_by_signal
-    if isinstance(trained, FlareProbe):
-        trained.fold()
     if tuner is not None:
         tuner.merge_and_unload()
     model.requires_grad_(True)
@@ -364,6 +378,21 @@ def _run(
         history=list(state.log_history),
         stopped=stopped,
     )
+
+
+def _check_resumed(saved: Path, module: torch.nn.Module) -> None:
+    theirs: dict[str, tuple[int, ...]] = {}
+    for path in sorted(saved.glob("*.safetensors")) if saved.is_dir() else [saved]:
+        with safe_open(path, framework="pt") as file:
+            theirs |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    ours = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if theirs and theirs != ours:
+        name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f"resume_from_checkpoint: expected weights of this model and tuning, got {saved}, where {name} is "
+            f"{theirs.get(name, 'absent')} and here {ours.get(name, 'absent')}. Resume with the arguments of that run, "
+            "or start in another output_dir."
+        )
 
 
 def _encode(

@@ -1,5 +1,6 @@
 """Several tries of a tuning, of which validation keeps the best: the same care for every network of a comparison."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 from ..models.modeling_solarchip_classification import SolarChipForImageClassification
 from .flare_arguments import FlareTrainingArguments
 from .flare_trainer import FlareFit, Score, fit_flare_model
+
+logger = logging.getLogger(__name__)
 
 
 def best_flare_fit(
@@ -30,7 +33,7 @@ def best_flare_fit(
         score: As for `fit_flare_model`.
 
     Returns:
-        The best fit; and every try in order: its fields with `score`, `step` and `chosen`.
+        The best fit; and every try in order: its fields with `score` (None if not finite), `step` and `chosen`.
 
     Raises:
         ValueError: No try, no validation part, no try with a finite score, or as for `fit_flare_model`.
@@ -42,10 +45,16 @@ def best_flare_fit(
     for number, fields in enumerate(tries, 1):
         arguments = FlareTrainingArguments(**{**args, **fields})
         arguments.output_dir = str(Path(arguments.output_dir or ".") / f"try-{number}")
-        fit = fit_flare_model(build(), train, validation, arguments, score=score)
-        records.append({**fields, "score": fit.best_score, "step": fit.best_step, "chosen": False})
+        try:
+            fit = fit_flare_model(build(), train, validation, arguments, score=score)
+        except FloatingPointError as error:  # as of too large a learning rate: a try like any other, and a bad one
+            logger.warning("try %d left out: %s", number, error)
+            records.append({**fields, "score": None, "step": 0, "chosen": False})
+            continue
+        finite = math.isfinite(fit.best_score)
+        records.append({**fields, "score": fit.best_score if finite else None, "step": fit.best_step, "chosen": False})
         sign = -1 if fit.score_name.endswith("loss") else 1
-        if not math.isfinite(fit.best_score):
+        if not finite:
             continue
         if best is None or sign * fit.best_score > sign * best.best_score:
             best, chosen = fit, records[-1]

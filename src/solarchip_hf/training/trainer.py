@@ -162,6 +162,7 @@ class SolarChipTrainer(Trainer):
 
         Raises:
             ValueError: The folder lists files that are not there in full, or there is no complete checkpoint.
+            FloatingPointError: The training has diverged; weights that are not finite are never saved.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
@@ -180,9 +181,27 @@ class SolarChipTrainer(Trainer):
         if self._average is not None:
             self._average.resume_from = resume_from_checkpoint or None
         try:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            output = super().train(resume_from_checkpoint or None, *args, **kwargs)
         finally:
             self._stop.release()
+        self._check_finite()
+        return output
+
+    def _check_finite(self) -> None:
+        here = all(
+            (parameter.to_local() if isinstance(parameter, DTensor) else parameter).isfinite().all()
+            for parameter in self.model.parameters()
+        )
+        if not self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).all():
+            raise self._diverged("weights")
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        args = self.args
+        return FloatingPointError(
+            f"{what}: expected finite numbers, got others at step {self.state.global_step}: the training has diverged. "
+            f"Lower learning_rate ({args.learning_rate:g}) or max_grad_norm ({args.max_grad_norm}); checkpoints "
+            f"before it stay in {args.output_dir}."
+        )
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Weights that decay: neither biases and norms, nor temperatures and vectors that stand for themselves."""
@@ -309,6 +328,7 @@ class SolarChipTrainer(Trainer):
         return str(Path(folder) / INCOMPLETE) if self._aside else folder
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._check_finite()  # or rotation would let a diverged training push the good ones out
         # Written aside, then renamed. What must see the folder in its place waits: rotation and upload.
         run_dir, name = Path(self._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:

@@ -43,13 +43,15 @@ _DIFFUSION = {
     # From the last step of the training on, whatever the number of steps: "leading" would start at 951 of 1000 with 20
     # steps, where training images still show through the noise.
     "timestep_spacing": "trailing",
+    # Latents have unit deviation but no bounds: nothing is clipped. Schedulers that never clip keep the word in their
+    # configuration, so that DDIM made from it, by diffusers' own from_config, does not fall back on clipping.
+    "clip_sample": False,
 }
-# Latents have unit deviation but no bounds: nothing is clipped.
-_SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "ddpm": (DDPMScheduler, {"clip_sample": False}),
-    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "dpm++": (DPMSolverMultistepScheduler, {}),
+_SCHEDULERS: dict[str, type[SchedulerMixin]] = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
 }
 SCHEDULERS: tuple[str, ...] = tuple(_SCHEDULERS)
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -193,9 +195,9 @@ def build_scheduler(name: str = "unipc", *, prediction_type: str = "epsilon") ->
     Raises:
         ValueError: Unknown name or prediction type.
     """
-    scheduler_class, settings = _SCHEDULERS[choice("scheduler", name, SCHEDULERS)]
+    scheduler_class = _SCHEDULERS[choice("scheduler", name, SCHEDULERS)]
     choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    return scheduler_class(**_DIFFUSION, **settings, prediction_type=prediction_type)
+    return scheduler_class.from_config({**_DIFFUSION, "prediction_type": prediction_type})
 
 
 def null_context(

@@ -1,7 +1,9 @@
 """Whether the parts of a translation pipeline fit each other: said at once, not after an hour of sampling."""
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from ..models.settings import choice
@@ -129,13 +131,17 @@ def check_call(
     *,
     num_inference_steps: int,
     guidance_scale: float,
+    controlnet_conditioning_scale: float,
     num_samples: int,
     batch_size: int,
     output_type: str,
     reduce: str,
     geometry: str,
+    training_steps: int,
 ) -> None:
     """Refuses settings of a call that cannot be; see `SolarChipControlNetPipeline.__call__` for what they mean.
+
+    The `geometry` is that of the training images, `training_steps` are those of the noise schedule.
 
     Raises:
         ValueError: In one sentence, what cannot be.
@@ -143,9 +149,16 @@ def check_call(
     """
     counts = {"num_inference_steps": num_inference_steps, "num_samples": num_samples, "batch_size": batch_size}
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        whole = isinstance(value, Integral) and not isinstance(value, bool) and value > 0
         _require(whole, name, "a whole number from 1 on", repr(value))
-    _require(guidance_scale >= 0, "guidance_scale", "0 or more (1: the conditional model)", repr(guidance_scale))
+    # Beyond it the schedulers repeat timesteps, and give NaN.
+    most = f"at most {training_steps}, the steps of the noise schedule"
+    _require(num_inference_steps <= training_steps, "num_inference_steps", most, num_inference_steps)
+    guided = isinstance(guidance_scale, Real) and math.isfinite(guidance_scale) and guidance_scale >= 0
+    _require(guided, "guidance_scale", "0 or more (1: the conditional model)", repr(guidance_scale))
+    scale = controlnet_conditioning_scale
+    finite = isinstance(scale, Real) and math.isfinite(scale)
+    _require(finite, "controlnet_conditioning_scale", "a finite number (1: as trained)", repr(scale))
     choice("output_type", output_type, OUTPUT_TYPES)
     choice("reduce", reduce, REDUCTIONS)
     if output_type == "map":

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..models.geometry import canonical_header
-from ..models.header_cards import number, text
+from ..models.header_cards import GENERATING_PROGRAM, number, text
 from ..models.headers import SolarImage, SolarImageError
 from ..models.modalities import MODALITIES
 from ..models.photometry import physical_unit
 
-CREATOR = "solarchip_hf.SolarChipControlNetPipeline"
 # "Image not available" of AIA and "no data" of HMI: whoever filters by QUALITY will not take the image for data.
 NO_OBSERVATION = 1 << 31
 
@@ -160,7 +159,7 @@ def generated_cards(
         "QUALITY": (NO_OBSERVATION, "no observation: generated image"),
         "GENERATD": (True, "drawn by a model, not observed"),
         "GENKIND": (kind, "what the pixels are"),
-        "CREATOR": (CREATOR, "program"),
+        "CREATOR": (GENERATING_PROGRAM, "program"),
         "MODEL": (generation.model, "name of the weights"),
         "MODELREV": (generation.revision, "revision of the weights"),
         "WEIGHTS": (generation.weights, ""),  # 64 digits leave no room for a comment
@@ -307,7 +306,6 @@ def write_fits(image: Any, path: str | os.PathLike, *, overwrite: bool = False) 
 
 
 __all__ = [
-    "CREATOR",
     "NO_OBSERVATION",
     "Generation",
     "SourceRecord",

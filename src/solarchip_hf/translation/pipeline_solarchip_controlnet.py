@@ -43,7 +43,8 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
     """Translates observations between the magnetogram and the passbands of SDO.
 
     The sources' latents steer a frozen prior over the target's latents through a ControlNet; the autoencoder decodes
-    what was sampled. Several samples show how far the sources leave the target open.
+    what was sampled. Several samples show how far the sources leave the target open. The networks are put into
+    evaluation mode.
 
     `torch.compile` of the networks and `enable_model_cpu_offload` pass through. `enable_sequential_cpu_offload` moves
     prior and ControlNet layer by layer and leaves the autoencoder on the device; it gives no Maps, whose cards name the
@@ -101,7 +102,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
             image_processor=image_processor,
         )
         for module in (autoencoder, unet, controlnet):
-            align_weights(module)
+            align_weights(module.eval())  # as from_pretrained gives them: one in training mode rounds otherwise
         if not source_modalities or target_modality is None or not latent_mean or not latent_std:
             raise ValueError(
                 "SolarChipControlNetPipeline: expected source_modalities, target_modality, latent_mean and latent_std, "
@@ -217,7 +218,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
             (count, z, h, w) float32 on the pipeline's device.
 
         Raises:
-            ValueError: The number of generators differs.
+            ValueError: The number of generators differs, or they are none of torch's.
         """
         generators = self._generators(count, generator)
         side = self.unet.config.sample_size
@@ -232,6 +233,11 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
     ) -> list[torch.Generator | None]:
         if generator is None or isinstance(generator, torch.Generator):
             return [generator] * count
+        if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+            raise ValueError(
+                f"generator: expected torch.Generator, one or a list of them, got {generator!r}. Make one of a seed by "
+                "torch.Generator().manual_seed(seed)."
+            )
         if len(generator) != count:
             raise ValueError(
                 f"generator: expected one, or {count}, one a sample (observation after observation), got "
@@ -407,11 +413,13 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
         check_call(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            controlnet_conditioning_scale=controlnet_conditioning_scale,
             num_samples=num_samples,
             batch_size=batch_size,
             output_type=output_type,
             reduce=reduce,
             geometry=self.config.preparation["geometry"],
+            training_steps=self.scheduler.config.num_train_timesteps,
         )
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
@@ -427,7 +435,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
         generators = self._generators(count, generator)
         noise = self.prepare_noise(count, generator)
         # 4. Encode the sources
-        encoded = [self.encode_sources(part) for part in sources.pixel_values.split(batch_size)]
+        encoded = [self.encode_sources(part) for part in sources.pixel_values.split(int(batch_size))]
         hint, context = (torch.cat(parts) for parts in zip(*encoded, strict=True))
         # 5. Denoise and decode in batches
         owner = torch.arange(count, device=hint.device) // num_samples  # the observation of each sample
@@ -439,7 +447,8 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
                 if callback_on_step_end is None:
                     return latents
                 seen = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                return (callback_on_step_end(self, step, timestep, seen) or {}).get("latents", latents)
+                returned = callback_on_step_end(self, step, timestep, seen)
+                return latents if returned is None else returned.get("latents", latents)
 
             for start in range(0, count, batch_size):
                 rows = slice(start, start + batch_size)
@@ -480,7 +489,7 @@ class SolarChipControlNetPipeline(DiffusionPipeline):
             weights=self.weights_digest(),
             preparation=self.config.preparation,
             scheduler=type(self.scheduler).__name__,
-            steps=steps,
+            steps=int(steps),
             guidance=float(guidance),
         )
 

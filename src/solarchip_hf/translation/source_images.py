@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.header_cards import generator_of
 from ..models.headers import SolarImage, SolarImageError
 from ..models.image_inputs import is_array
 from ..models.image_processing_solarchip import SolarChipImageProcessor
 from ..models.modalities import resolve_modality
 from ..models.readers import read_image, require_modality
-from .generated_maps import CREATOR, SourceRecord, record_source
+from .generated_maps import SourceRecord, record_source
 
 # Sources of one observation lie this close in time: in an hour the Sun turns by half a degree.
 LONGEST_DIFFERENCE = timedelta(hours=1)
@@ -113,7 +114,7 @@ def _open(image: Any, source: str, named: bool, processor: SolarChipImageProcess
             )  # fmt: skip
         return image
     opened = read_image(image, modality=source if named else None)
-    if opened.header.get("CREATOR") == CREATOR:
+    if generator_of(opened.header):
         raise SolarImageError(
             opened.source, "CREATOR", "an observation", "an image that a pipeline generated",
             "Give the file that it was translated from.",

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from .skill_scores import flare_scores
+from .skill_scores import as_forecasts, flare_scores
 
 _DESCRIPTION = """
 Skill of probabilistic flare forecasts: TSS, HSS, POD, FAR, CSI, ACC, Brier skill against named climatology, ROC area
@@ -84,6 +84,16 @@ class FlareSkill(evaluate.Metric):
             ],
             reference_urls=["https://doi.org/10.1088/2041-8205/747/2/L41"],
         )
+
+    def add_batch(self, *, predictions=None, references=None, **other):
+        """Adds forecasts and what happened, as lists, arrays, tensors or pandas columns of any index.
+
+        They are checked here: the base class would cut a reference of 0.5 down to 0, looks a column's first row up by
+        the label 0, and takes the next forecasts for the kind of those that it refused.
+        """
+        if predictions is not None and references is not None:
+            predictions, references = as_forecasts(predictions, references)
+        super().add_batch(predictions=predictions, references=references, **other)
 
     def _compute(self, predictions, references, **options):
         return flare_scores(predictions, references, **options)

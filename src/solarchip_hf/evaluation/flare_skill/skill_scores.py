@@ -241,25 +241,33 @@ def flare_scores(
         (forecast by row, observed by column) and `headline`.
 
     Raises:
-        ValueError: Shapes that do not fit, values that are no probabilities or no classes, unknown labels, no sample.
+        ValueError: As `as_forecasts`; a threshold or climatology that is no probability or of another length, or an
+            unknown boundary or decision.
     """
-    predictions, references = np.asarray(predictions, dtype=float), np.asarray(references)
-    _check(predictions, references)
-    references = references.astype(int)
+    predictions, references = as_forecasts(predictions, references)
     if predictions.ndim == 1:
         if isinstance(threshold, dict) or np.ndim(threshold) != 0:
             raise ValueError(f"threshold: expected one number for a yes/no event, got {threshold!r}.")
-        scores = binary_scores(predictions, references == 1, float(threshold), climatology)
+        if np.ndim(climatology) != 0:
+            raise ValueError(f"climatology: expected one frequency for a yes/no event, got {climatology!r}.")
+        limit = float(_shares(threshold, "threshold"))
+        base_rate = None if climatology is None else float(_shares(climatology, "climatology"))
+        scores = binary_scores(predictions, references == 1, limit, base_rate)
         scores["reliability"] = reliability_bins(predictions, references == 1, num_bins)
         return scores | _undefined({"": scores})
 
     classes = predictions.shape[1]
     names = [f"{name}+" for name in (CLASS_NAMES if classes == len(CLASS_NAMES) else map(str, range(classes)))][1:]
     thresholds = _thresholds(threshold, names)
-    frequencies = None if climatology is None else np.asarray(climatology, dtype=float)
+    frequencies = None if climatology is None else _numbers(climatology, "climatology")
     if frequencies is not None and frequencies.shape != (classes,):
         raise ValueError(f"climatology: expected {classes} class frequencies, got shape {frequencies.shape}.")
-    headline = headline if headline in names else names[0]
+    if frequencies is not None and not (frequencies.min() >= 0 and 0 < frequencies.sum() < np.inf):
+        raise ValueError(f"climatology: expected frequencies of zero or more, got {frequencies.tolist()}.")
+    if headline not in names:
+        if headline != "M+":  # the default, which classes other than 0AB, C, M, X do not have
+            raise ValueError(f"headline: expected one of {names}, got {headline!r}.")
+        headline = names[0]
 
     above = exceedance(predictions)
     base = None if frequencies is None else exceedance(frequencies[None] / frequencies.sum())[0]
@@ -364,13 +372,44 @@ def _thresholds(threshold: Any, names: list[str]) -> np.ndarray:
         if set(threshold) != set(names):
             raise ValueError(f"threshold: expected the boundaries {names}, got {sorted(threshold)}.")
         threshold = [threshold[name] for name in names]
-    values = np.asarray(threshold, dtype=float)
+    values = _shares(threshold, "threshold")
     if values.ndim and values.shape != (len(names),):
         raise ValueError(f"threshold: expected one number or {len(names)} ({names}), got shape {values.shape}.")
     return np.broadcast_to(values, (len(names),))
 
 
-def _check(predictions: np.ndarray, references: np.ndarray) -> None:
+def _numbers(values: Any, name: str) -> np.ndarray:
+    """Anything that holds numbers as float64; missing ones become NaN."""
+    if hasattr(values, "detach"):  # a tensor, perhaps with a gradient, on a device, or of a type that NumPy lacks
+        values = values.detach().cpu().double()
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers, got {type(values).__name__} ({error}).") from error
+
+
+def _shares(values: Any, name: str) -> np.ndarray:
+    shares = _numbers(values, name)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError(f"{name}: expected probabilities in [0, 1], got {values!r}.")
+    return shares
+
+
+def as_forecasts(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Checks forecasts and what happened, and makes arrays of them.
+
+    Args:
+        predictions: (N,) probabilities of the event, or (N, K) class probabilities: a list, array, tensor or pandas
+            object.
+        references: (N,) 0/1, or the classes 0..K-1, likewise.
+
+    Returns:
+        float64 array (N,) or (N, K), and int64 array (N,).
+
+    Raises:
+        ValueError: Shapes that do not fit, values that are no probabilities or no classes, unknown labels, no sample.
+    """
+    predictions, references = _numbers(predictions, "predictions"), _numbers(references, "references")
     if predictions.ndim not in (1, 2) or references.ndim != 1 or len(predictions) != len(references):
         raise ValueError(
             "expected predictions (N,) or (N, K) and references (N,), got shapes "
@@ -378,13 +417,22 @@ def _check(predictions: np.ndarray, references: np.ndarray) -> None:
         )
     if not len(references):
         raise ValueError("expected at least one forecast, got none.")
+    if predictions.ndim == 2 and predictions.shape[1] < 2:
+        raise ValueError(
+            f"predictions: expected two or more classes, or (N,) for a yes/no event, got shape {predictions.shape}."
+        )
     if not (np.isfinite(predictions).all() and predictions.min() >= 0 and predictions.max() <= 1 + 1e-6):
         raise ValueError(
             f"predictions: expected probabilities in [0, 1], got values in [{np.min(predictions):.4g}, "
             f"{np.max(predictions):.4g}]; turn logits into probabilities first."
         )
-    if predictions.ndim == 2 and (predictions.shape[1] < 2 or np.abs(predictions.sum(axis=1) - 1).max() > 1e-3):
-        raise ValueError("predictions: expected two or more classes whose probabilities sum to 1 in every row.")
+    if predictions.ndim == 2:
+        sums = predictions.sum(axis=1)
+        worst = sums[np.abs(sums - 1).argmax()]
+        if abs(worst - 1) > 1e-2:  # a softmax in bfloat16 misses 1 by some thousandths
+            raise ValueError(
+                f"predictions: expected class probabilities that sum to 1 in every row, got a row of sum {worst:.4g}."
+            )
     highest = 1 if predictions.ndim == 1 else predictions.shape[1] - 1
     found = np.unique(references)
     if not np.isin(found, np.arange(highest + 1)).all():
@@ -392,11 +440,13 @@ def _check(predictions: np.ndarray, references: np.ndarray) -> None:
             f"references: expected whole numbers 0..{highest}, got {found[:6].tolist()}; drop unknown windows "
             "(label -1, not covered) before scoring."
         )
+    return predictions, references.astype(np.int64)
 
 
 __all__ = [
     "BINARY_SCORES",
     "CLASS_NAMES",
+    "as_forecasts",
     "best_threshold",
     "binary_scores",
     "brier_skill",

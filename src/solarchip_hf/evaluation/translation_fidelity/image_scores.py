@@ -166,13 +166,14 @@ def power_ratios(
         `power_coarse_db` at wavelengths beyond 0.4 solar radii, `power_fine_db` below 0.2; NaN without any.
     """
     size = len(region)
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    # The whole plane: of half of it, the waves along the axes would count twice and all others once.
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None, :])
     frequency = frequency * (radius or RADIUS_SHARE * size)  # cycles per solar radius
     power = []
     for image in (prediction, reference):
         flat = np.zeros((size, size))
         flat[region] = remove_radial_profile(image, region, radius)
-        power.append(np.abs(np.fft.rfft2(flat)) ** 2)
+        power.append(np.abs(np.fft.fft2(flat)) ** 2)
     ratios = {}
     for name, band in {
         "power_coarse_db": (frequency > 0) & (frequency < 1 / COARSE),
