@@ -194,9 +194,6 @@ def build(argv: list[str]) -> tuple[SolarChipTrainer, DataArguments]:
     main_process = args.process_index == 0
     say = print if main_process else lambda *_: None
     check(model_args, data_args)
-    if args.learning_rate < 0 or args.per_device_train_batch_size < 1:
-        given = f"{args.learning_rate} and {args.per_device_train_batch_size}"
-        raise ValueError(f"learning_rate, per_device_train_batch_size: expected at least 0 and 1, got {given}.")
     with args.main_process_first(local=False):
         folder = Path(data_args.data_dir)
         if not (folder / "manifest.json").exists():
@@ -245,10 +242,13 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"pretrain.py: {one_line(error)}", file=sys.stderr)
         return 2
+    diverged = ""
     try:
         metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
     except FloatingPointError as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
+        diverged = str(error)
+    if diverged:  # told here, since `end` wants the traceback gone
+        print(f"pretrain.py: {diverged}", file=sys.stderr)
         trainer.end()
         return 2
     if trainer.stopped_by_signal:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from solarchip_hf import SolarChipControlNetPipeline, SolarImageError, read_image
 from solarchip_hf.data.catalog import find_image_files
 from solarchip_hf.hub.command_checks import check_device, check_saved
+from solarchip_hf.models.image_processing_solarchip import LONGEST_DIFFERENCE
 from solarchip_hf.translation import build_scheduler, write_fits
 from solarchip_hf.translation.figures import translation_figure
-from solarchip_hf.translation.source_images import LONGEST_DIFFERENCE
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

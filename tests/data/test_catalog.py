@@ -187,6 +187,16 @@ def test_second_scan_reads_only_what_is_new_or_changed(tmp_path):
     assert after.set_index("path").loc[str(second), "exposure"] == 1.5
 
 
+def test_an_index_of_an_older_version_is_read_again(tmp_path, monkeypatch):
+    archive, index = tmp_path / "archive", tmp_path / "catalog.parquet"
+    write_aia(archive, SLOT, 171)
+    with monkeypatch.context() as older:
+        older.setattr("solarchip_hf.data.catalog.INDEX_VERSION", 1)
+        scan_archive(archive, index, progress=False)
+    assert scan_archive(archive, index, progress=False).attrs["report"]["read"] == 1
+    assert scan_archive(archive, index, progress=False).attrs["report"]["read"] == 0
+
+
 def test_a_scan_that_breaks_off_goes_on_from_its_index(tmp_path, monkeypatch):
     archive, index = tmp_path / "archive", tmp_path / "catalog.parquet"
     for wavelength in (94, 131, 171, 193, 211):

@@ -1,9 +1,10 @@
 """Lengths of time, and what is none."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from solarchip_hf.data.durations import read_duration, write_duration
+from solarchip_hf.data.durations import read_duration, read_time, write_duration
 
 
 @pytest.mark.parametrize("value", ["6min", pd.Timedelta("6min"), "0 days 00:06:00"])
@@ -21,6 +22,20 @@ def test_none_at_all_where_it_will_do():
     assert read_duration("0h", "gap", zero=True) == pd.Timedelta(0)
     with pytest.raises(ValueError, match="gap: expected a time of zero or more"):
         read_duration("-1s", "gap", zero=True)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2014-06-01", "2014.06.01", "20140601", "1 Jun 2014", "2014-06-01T02:00+02:00", np.datetime64("2014-06-01")],
+)
+def test_dates_of_every_kind(value):
+    assert read_time(value, "start") == pd.Timestamp("2014-06-01", tz="UTC")
+
+
+@pytest.mark.parametrize("value", ["2014-13-01", "fortnight", "14-06-01", "10:30", "", None, 2014, 1.5e9, "27D"])
+def test_what_is_no_date_is_refused_by_name(value):
+    with pytest.raises(ValueError, match="start: expected a date or a time in UTC, such as '2014-06-01'"):
+        read_time(value, "start")
 
 
 @pytest.mark.parametrize(

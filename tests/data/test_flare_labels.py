@@ -173,6 +173,17 @@ def test_times_of_every_kind(swpc):
     assert label_flares(series, swpc, **span).index.tolist() == ["row"]
 
 
+def test_times_that_are_no_iso_are_refused_in_a_sentence(swpc):
+    with pytest.raises(
+        ValueError, match=r"^times: expected times in ISO 8601, such as .*1 Jan 2014.*[^\n]$"
+    ) as refused:
+        label_flares(["1 Jan 2014"], swpc, coverage=SPAN)
+    assert "\n" not in str(refused.value)
+    events = swpc.head(3).assign(start_time=["2012-01-01 00:00", "01/02/2012", "2012-01-03"])
+    with pytest.raises(ValueError, match=r"^start_time: expected times in ISO 8601"):
+        label_flares(["2012-01-01"], events, coverage=SPAN)
+
+
 def test_events_made_by_hand():
     events = pd.DataFrame(
         {

@@ -197,6 +197,18 @@ def test_sigterm_to_every_process_saves_the_step_and_the_run_resumes(config, tmp
     assert AutoModel.from_pretrained(out).config.modalities == ["hmi", "aia171"]
 
 
+def test_processes_that_diverge_end_with_a_sentence(config, tmp_path):
+    arguments = [str(config), "--output_dir", str(tmp_path / "out"), "--max_steps", "6", "--save_strategy", "steps"]
+    arguments += ["--save_steps", "3", "--retrieval_gallery", "0", "--per_device_train_batch_size", "2"]
+    processes = start_ranks([*arguments, "--learning_rate", "1e30", "--max_grad_norm", "0"], 2)
+    said = [process.communicate(timeout=250)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], "".join(said)
+    for text in said:
+        assert "pretrain.py: weights: expected finite numbers, got others at step 3: the training has diverged." in text
+        assert "Traceback" not in text
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
 @pytest.fixture(scope="module")
 def saved(pretrain, config, tmp_path_factory) -> Path:
     """A finished run with checkpoints, of training data read as a stream."""

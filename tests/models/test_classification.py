@@ -402,6 +402,12 @@ def test_a_calibration_wants_the_whole_head_that_it_was_fitted_on(tmp_path):
         SolarChipForImageClassification.from_pretrained(tmp_path / "calibrated", classifier_head="linear")
     with pytest.raises(ValueError, match=r"none for classifier\.dense\.weight: they belong"):
         SolarChipForImageClassification.from_pretrained(rewritten(tmp_path / "calibrated", cut))
+    calibrated = classifier(calibration=TEMPERATURE)
+    calibrated.save_pretrained(tmp_path / "calibrated")
+    with pytest.raises(ValueError, match=r"none for classifier\.output\."):
+        SolarChipForImageClassification.from_pretrained(
+            tmp_path / "calibrated", num_labels=3, ignore_mismatched_sizes=True
+        )
     classifier().save_pretrained(tmp_path / "raw")  # to be tuned on, with another head
     SolarChipForImageClassification.from_pretrained(tmp_path / "raw", classifier_head="linear")
     SolarChipForImageClassification.from_pretrained(rewritten(tmp_path / "raw", cut))

@@ -193,4 +193,4 @@ def test_picture_without_a_header():
     assert any("assumed" in note for note in image.notes)
     assert (image.time, image.usable) == (None, True)
     with pytest.raises(SolarImageError, match="8-bit grey"):
-        read_image(picture.convert("RGB"), modality="aia171", quicklook=True)
+        read_image(picture.convert("RGBA"), modality="aia171", quicklook=True)

@@ -515,6 +515,19 @@ def test_an_interrupted_probe_leaves_a_model_that_can_be_used(root, parts, tmp_p
     np.testing.assert_allclose(predict_flares(model, whole, progress=False).logits, before, atol=1e-4)
 
 
+def test_low_rank_updates_that_diverge_leave_the_model_as_it_was(root, parts, tmp_path):
+    pytest.importorskip("peft")
+    model = build(root, "lora")
+    before = {name: value.clone() for name, value in weights(model).items() if name.startswith("solarchip.")}
+    args = arguments(tmp_path, "lora", learning_rate=1e30, max_grad_norm=0.0)
+    with pytest.raises(FloatingPointError, match="has diverged"):
+        fit_flare_model(model, parts["train"], None, args)
+    after = weights(model)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not [name for name in after if "lora" in name or "base_layer" in name]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("tuning", "options"), [("attentive", {}), ("attentive", {"feature_cache_gib": 1e-6}), ("lora", {})]
 )

@@ -167,6 +167,13 @@ def test_a_diverged_training_ends_in_words_and_leaves_the_good_checkpoints(tmp_p
     unsaved = SolarChipTrainer(tiny_model(), arguments(tmp_path, max_steps=6, save_strategy="no"), **poisoned)
     with pytest.raises(FloatingPointError, match="at step 6"):
         unsaved.train()
+    spoiled = SolarChipTrainer(
+        tiny_model(), arguments(tmp_path, max_steps=2, save_strategy="no"), train_dataset=Blobs(24)
+    )
+    statistics = next(each for each in spoiled.model.buffers() if each.is_floating_point())
+    statistics.view(-1)[0] = torch.inf  # of the running centring, which no gradient mends
+    with pytest.raises(FloatingPointError, match="at step 2"):
+        spoiled.train()
     wild = arguments(tmp_path, max_steps=6, save_strategy="no", learning_rate=1e30, max_grad_norm=0.0)
     with pytest.raises(FloatingPointError, match=r"Lower learning_rate \(1e\+30\) or max_grad_norm \(0.0\)"):
         SolarChipTrainer(tiny_model(), wild, train_dataset=Blobs(24)).train()

@@ -26,7 +26,7 @@ JPEG2000_SUFFIXES = (".jp2",)
 SUFFIXES = FITS_SUFFIXES + JPEG2000_SUFFIXES
 
 # Raised whenever the facts below are read differently, so that an older index is read again.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _INDEX_KEY = b"solarchip_hf.catalog"
 _FITS_BLOCK = 2880  # bytes
 _FILES_A_WORKER = 64  # below this many files a further worker costs more to start than it saves
@@ -134,8 +134,8 @@ def find_image_files(inputs: Iterable[str | os.PathLike], refused: list[str] | N
 
     Args:
         inputs: Files and folders.
-        refused: Gets a sentence for every input that does not exist or holds no such file; without it the first one
-            that does not exist is an error.
+        refused: Gets a sentence for every input that does not exist, holds no such file, or is neither file nor folder;
+            without it the first one that does not exist is an error, and the others are passed over.
 
     Returns:
         The files, each once, those of a folder sorted by path.

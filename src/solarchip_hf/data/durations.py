@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 
@@ -36,7 +37,7 @@ def read_time(value: Any, name: str) -> pd.Timestamp:
     """Reads a date, or a date with a time, as "2014-06-01" or "2014-06-01T06:00".
 
     Args:
-        value: Text that begins with the year, or anything else that pandas takes for a point in time.
+        value: Text with a year of four digits, or a date or time of Python, NumPy or pandas.
         name: The argument it was given for, for the message.
 
     Returns:
@@ -45,8 +46,11 @@ def read_time(value: Any, name: str) -> pd.Timestamp:
     Raises:
         ValueError: It is no point in time.
     """
-    # of a day or a clock time alone pandas would make a date all the same
-    dated = not isinstance(value, str) or re.match(r"\d{4}(?:[-/]|$)|\d{8}", value.strip())
+    # of a day or a clock time alone pandas would make a date all the same, and of a number nanoseconds since 1970
+    if isinstance(value, str):
+        dated = re.search(r"(?<!\d)(?:\d{4}|\d{8})(?!\d)", value) is not None
+    else:
+        dated = not isinstance(value, int | float | np.number)
     try:
         stamp = pd.Timestamp(value if dated else None)
     except (ValueError, TypeError):

@@ -120,10 +120,33 @@ def to_utc(times: Any) -> pd.DatetimeIndex:
     if isinstance(times, str | pd.Timestamp | np.datetime64) or not np.iterable(times):
         times = [times]
     values = times if isinstance(times, pd.Series | pd.Index | np.ndarray) else list(times)
-    index = pd.DatetimeIndex(pd.to_datetime(values, utc=True, format="ISO8601"))
+    index = parse_times(values, str(getattr(values, "name", None) or "times"))
     if index.hasnans:
         raise ValueError(f"times: expected every time to be set, got {int(index.isna().sum())} missing; drop them.")
-    return index.as_unit("ns")
+    return index
+
+
+def parse_times(values: Any, name: str = "times") -> pd.DatetimeIndex:
+    """Times in UTC as `to_utc` gives them; missing ones stay missing.
+
+    Args:
+        values: A Series, an index, an array or a list; text in ISO 8601.
+        name: What they are, for the message.
+
+    Returns:
+        A zone-aware `DatetimeIndex` in UTC, nanosecond resolution.
+
+    Raises:
+        ValueError: One is not readable.
+    """
+    try:
+        return pd.DatetimeIndex(pd.to_datetime(values, utc=True, format="ISO8601")).as_unit("ns")
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).partition("You might want")[0].split()).rstrip(".")
+        raise ValueError(
+            f"{name}: expected times in ISO 8601, such as '2012-01-01 06:00', in UTC or with their zone, got others: "
+            f"{said}."
+        ) from error
 
 
 def disk_angle(location: Any) -> np.ndarray:
@@ -333,6 +356,7 @@ __all__ = [
     "flux_to_label",
     "format_goes_class",
     "parse_goes_class",
+    "parse_times",
     "read_flare_events",
     "to_utc",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .durations import read_duration
-from .flare_events import EVENT_COLUMNS, MAX_DURATION, flux_to_label, to_utc
+from .flare_events import EVENT_COLUMNS, MAX_DURATION, flux_to_label, parse_times, to_utc
 
 _NS_PER_DAY = 86_400_000_000_000
 _NEEDED_COLUMNS = EVENT_COLUMNS[:5]  # times, class and flux; a table made by hand may lack the others
@@ -318,7 +318,7 @@ def _one_scale(events: pd.DataFrame) -> str:
 
 def _nanoseconds(column: pd.Series) -> np.ndarray:
     """int64 nanoseconds in UTC; a missing time becomes the smallest integer, as in pandas."""
-    return pd.DatetimeIndex(pd.to_datetime(column, utc=True, format="ISO8601")).as_unit("ns").asi8
+    return parse_times(column, str(column.name)).asi8
 
 
 def _trusted_peaks(events: pd.DataFrame, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ from solarchip_hf.data.isolation import serve
 serve(sys.argv[3])
 """
 _PACKAGE = str(Path(__file__).parents[1])
+_LONGEST_START = 600.0  # seconds that a process may take to import what it runs
 
 
 class WorkerDied(RuntimeError):
@@ -83,12 +84,17 @@ class IsolatedCaller:
             stdout=subprocess.PIPE,
             env=environment,
         )
+        timer = threading.Timer(_LONGEST_START, self.process.kill)
+        timer.daemon = True
+        timer.start()
         try:
             _receive(self.process.stdout)
         except EOFError:
             returncode = self.process.wait()
             self.close()
             raise WorkerDied(returncode) from None
+        finally:
+            timer.cancel()
         return self.process
 
     def call(self, item: Any, timeout: float | None = 120.0) -> Any:

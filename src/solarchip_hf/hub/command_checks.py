@@ -67,7 +67,7 @@ def check_saved(name: str | os.PathLike, kind: str, *, argument: str = "model") 
     if folder is None and not _REPOSITORY.fullmatch(text):
         raise FileNotFoundError(f"{wanted}: no such folder. A name on the Hub has the form OWNER/NAME.")
     folder = folder or _fetched_facts(text, wanted)
-    found = _what(folder)
+    found = _what(folder, "folder" if os.path.isdir(text) else "repository")
     if found not in _TAKEN[kind]:
         advice = _ADVICE.get(found, "Name what the training had as --output_dir.")
         raise ValueError(f"{wanted}, which is {_FOUND.get(found, found)}. {advice}")
@@ -117,17 +117,17 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _what(folder: Path) -> str:
+def _what(folder: Path, place: str) -> str:
     """The kind of what a folder holds, or words for what is wrong with it."""
     for facts, kind in zip(_FACTS, ("pipeline", "prior", "dataset"), strict=False):
         if (folder / facts).is_file():
             return kind
     if not (folder / "config.json").is_file():
-        return "a folder without config.json"
+        return f"a {place} without config.json"
     try:
         config = dict(json.loads((folder / "config.json").read_bytes()))
     except (TypeError, ValueError):
-        return "a folder whose config.json cannot be read"
+        return f"a {place} whose config.json cannot be read"
     if config.get("model_type") != "solarchip":
         return f"a model of the type {config.get('model_type')!r}"
     tuned = any(name.endswith("ForImageClassification") for name in config.get("architectures") or [])

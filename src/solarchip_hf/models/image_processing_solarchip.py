@@ -45,8 +45,9 @@ _PUBLISHED: dict[str, Any] = {
     "scaling": "log1p",
     "off_disk": "zero",
 }
-# Nominal times of one observation that lie farther apart bring a warning; pairing itself is far stricter.
-FARTHEST_TIMES = timedelta(hours=1)
+# Images of one observation that lie farther apart bring a warning, in a translation an error: in an hour the Sun turns
+# by half a degree. Pairing itself is far stricter.
+LONGEST_DIFFERENCE = timedelta(hours=1)
 
 
 class SolarChipImageProcessorKwargs(TypedDict, total=False):
@@ -452,7 +453,7 @@ class SolarChipImageProcessor(BaseImageProcessor):
     @staticmethod
     def _warn_of_other_times(index: int, facts: Mapping[str, SolarImage]) -> None:
         times = sorted((image.time_nominal, name) for name, image in facts.items() if image.time_nominal is not None)
-        if times and times[-1][0] - times[0][0] > FARTHEST_TIMES:
+        if times and times[-1][0] - times[0][0] > LONGEST_DIFFERENCE:
             (first, one), (last, other) = times[0], times[-1]
             logger.warning(
                 "observation %d: expected images of one time, got %s at %s and %s at %s. The Sun turns by a pixel of "
@@ -521,4 +522,4 @@ class SolarChipImageProcessor(BaseImageProcessor):
         return Map(physical, header)
 
 
-__all__ = ["OFF_DISK_POLICIES", "SolarChipImageProcessor", "SolarChipImageProcessorKwargs"]
+__all__ = ["LONGEST_DIFFERENCE", "OFF_DISK_POLICIES", "SolarChipImageProcessor", "SolarChipImageProcessorKwargs"]

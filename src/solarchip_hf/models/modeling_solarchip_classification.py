@@ -205,7 +205,7 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As in transformers; a folder whose head would be partly random is refused.
+        """As in transformers; a folder with another version's head, or with part of a calibrated one, is refused.
 
         A folder without any head, as of a pretrained backbone, gets a new one, for tuning.
 
@@ -306,7 +306,9 @@ class SolarChipForImageClassification(SolarChipPreTrainedModel):
 
 def _check_loaded(model: SolarChipForImageClassification, place: str, found: Mapping[str, Any]) -> None:
     """Refuses what transformers would load with a warning: a head that is partly random, yet keeps its calibration."""
-    missing, foreign = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    missing, foreign = set(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if model.config.calibration is not None:  # of another shape, where that is allowed: drawn anew
+        missing |= {key for key, *_ in found.get("mismatched_keys", ())}
     # What `FlareProbe` and peft add to the checkpoints of a tuning; the saved model has neither.
     if {"mean", "deviation"} <= set(foreign) or any(".lora_" in key for key in foreign):
         raise ValueError(
@@ -315,7 +317,8 @@ def _check_loaded(model: SolarChipForImageClassification, place: str, found: Map
             "the tuning saved at its end, or finish it with resume_from_checkpoint."
         )
     head, absent, other = (
-        [key for key in keys if key.startswith("classifier.")] for keys in (model.state_dict(), missing, foreign)
+        [key for key in keys if key.startswith("classifier.")]
+        for keys in (model.state_dict(), sorted(missing), foreign)
     )
     calibrated = model.config.calibration is not None  # fitted on one head, of which nothing may lack or be left over
     if (absent and other) or (calibrated and (other or 0 < len(absent) < len(head))):

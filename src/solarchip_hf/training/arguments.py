@@ -118,6 +118,9 @@ class SolarChipTrainingArguments(TrainingArguments):
             raise ValueError("remove_unused_columns: expected false, since the collator reads the columns, got true.")
         if self.augmentation not in PRESETS:
             raise ValueError(f"augmentation: expected one of {', '.join(PRESETS)}, got {self.augmentation!r}.")
+        if self.learning_rate < 0 or self.per_device_train_batch_size < 1:
+            given = f"{self.learning_rate} and {self.per_device_train_batch_size}"
+            raise ValueError(f"learning_rate, per_device_train_batch_size: expected at least 0 and 1, got {given}.")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"ema_decay: expected a number between 0 and 1, got {self.ema_decay}.")
         if self.retrieval_gallery < 0 or self.retrieval_block < 1:

@@ -9,7 +9,6 @@
 """
 
 import copy
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -355,16 +354,19 @@ def _run(
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping))
     try:
         trainer.train(resume)
-    finally:
+    except BaseException:
+        if tuner is not None:
+            tuner.unload()  # what was not learned to the end is not merged
+        raise
+    finally:  # of an interrupted training too: the model is the caller's
         if isinstance(trained, FlareProbe):
-            trained.fold()  # of an interrupted training too: the model is the caller's
-        trainer.model_wrapped = trainer.model  # a DDP that outlives its process group may hang when it goes
-        trainer.accelerator.free_memory()
-        gc.collect()
+            trained.fold()
+        model.requires_grad_(True)
+        trainer.release()
     stopped = trainer.stopped_by_signal
     if tuner is not None:
         tuner.merge_and_unload()
-    model.requires_grad_(True)
+        model.requires_grad_(True)
     state = trainer.state
     return FlareFit(
         model=model.eval(),
@@ -390,8 +392,8 @@ def _check_resumed(saved: Path, module: torch.nn.Module) -> None:
         name = min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
         raise ValueError(
             f"resume_from_checkpoint: expected weights of this model and tuning, got {saved}, where {name} is "
-            f"{theirs.get(name, 'absent')} and here {ours.get(name, 'absent')}. Resume with the arguments of that run, "
-            "or start in another output_dir."
+            f"{theirs.get(name, 'absent')} and here {ours.get(name, 'absent')}. Resume with the arguments of that run "
+            "(feature_cache_gib is one), or start in another output_dir."
         )
 
 

@@ -140,14 +140,22 @@ class SolarChipTrainer(Trainer):
     def end(self) -> None:
         """Parts from the other processes, at the end of a script; nothing is trained or evaluated behind it.
 
-        All arrive first, and the wrapper goes before its process group: a DDP that outlives the group keeps gloo's
-        threads, which may abort the interpreter as it ends (SIGABRT).
+        All arrive first, and the wrapper goes before its process group. Not to be called in an `except` block: the
+        traceback there keeps the frames of the training, and they the wrapper.
         """
         self.accelerator.wait_for_everyone()
+        self.release()
+        self.accelerator.end_training()
+
+    def release(self) -> None:
+        """Lets the wrapper of several processes go; the model itself stays.
+
+        A DDP that outlives its process group keeps gloo's threads, which may abort the interpreter as it ends (SIGABRT)
+        or hang it.
+        """
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         gc.collect()
-        self.accelerator.end_training()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, from a whole checkpoint only.
@@ -188,11 +196,11 @@ class SolarChipTrainer(Trainer):
         return output
 
     def _check_finite(self) -> None:
-        here = all(
-            (parameter.to_local() if isinstance(parameter, DTensor) else parameter).isfinite().all()
-            for parameter in self.model.parameters()
-        )
-        if not self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).all():
+        # The running centring too, which one bad batch spoils even where a scaler of gradients skips the step.
+        tensors = [*self.model.parameters(), *(each for each in self.model.buffers() if each.is_floating_point())]
+        local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+        here = torch.stack([tensor.isfinite().all().to(self.accelerator.device) for tensor in local]).all()
+        if not self.accelerator.gather(here[None]).all():
             raise self._diverged("weights")
 
     def _diverged(self, what: str) -> FloatingPointError:

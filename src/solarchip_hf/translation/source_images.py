@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,10 @@ import torch
 from ..models.header_cards import generator_of
 from ..models.headers import SolarImage, SolarImageError
 from ..models.image_inputs import is_array
-from ..models.image_processing_solarchip import SolarChipImageProcessor
+from ..models.image_processing_solarchip import LONGEST_DIFFERENCE, SolarChipImageProcessor
 from ..models.modalities import resolve_modality
 from ..models.readers import read_image, require_modality
 from .generated_maps import SourceRecord, record_source
-
-# Sources of one observation lie this close in time: in an hour the Sun turns by half a degree.
-LONGEST_DIFFERENCE = timedelta(hours=1)
 
 
 @dataclass
@@ -180,4 +176,4 @@ def _check_times(facts: Sequence[SolarImage]) -> None:
         )  # fmt: skip
 
 
-__all__ = ["LONGEST_DIFFERENCE", "SourceImages", "as_observations", "read_sources"]
+__all__ = ["SourceImages", "as_observations", "read_sources"]
