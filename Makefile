@@ -85,7 +85,7 @@ style: $(VENV)/.style  ## Lint, check the format and the types
 
 check: style test  ## Everything that has to pass before a change lands
 
-flare-demo: $(VENV)/.test  ## Flare forecast on the synthetic Sun: pretrained against from scratch (25 minutes, 2 cores)
+flare-demo: $(VENV)/.test  ## Flare forecast on the synthetic Sun: pretrained against from scratch (13 minutes, 2 cores)
 	$(BIN)/python examples/flare_experiment.py --output runs/flare-demo
 
 $(VENV)/.docs: $(VENV)/.test
