@@ -13,7 +13,8 @@ from transformers import HfArgumentParser
 
 # A repository's name, which is a possible folder too; any other name is a folder or nothing.
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-_FACTS = ("model_index.json", "prior.json", "manifest.json", "config.json", "preprocessor_config.json")
+_TELLING = {"model_index.json": "pipeline", "prior.json": "prior", "manifest.json": "dataset"}  # file to kind
+_FACTS = (*_TELLING, "config.json", "preprocessor_config.json")
 _WANTED = {
     "model": "the folder of a SolarCHIP model, as examples/pretrain.py writes it",
     "autoencoder": "the folder of a pretrained autoencoder, as examples/pretrain.py writes it",
@@ -119,8 +120,8 @@ def one_line(error: Exception) -> str:
 
 def _what(folder: Path, place: str) -> str:
     """The kind of what a folder holds, or words for what is wrong with it."""
-    for facts, kind in zip(_FACTS, ("pipeline", "prior", "dataset"), strict=False):
-        if (folder / facts).is_file():
+    for file, kind in _TELLING.items():
+        if (folder / file).is_file():
             return kind
     if not (folder / "config.json").is_file():
         return f"a {place} without config.json"
